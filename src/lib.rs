@@ -1,0 +1,1 @@
+//! Fused SwiGLU for Rust.

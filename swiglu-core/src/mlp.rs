@@ -1,0 +1,188 @@
+//! The whole MLP of a transformer block: the op, and a projection back.
+
+use crate::backend::Backend;
+use crate::dense::{Dense, Op, Optimizer};
+use crate::element::Element;
+use crate::error::Result;
+use crate::gradients::{Out, Target};
+use crate::host::Host;
+use crate::layer::{FusedSwiGLU, Parameter, Trained, WeightGrad, uniform};
+use crate::memory::{MatMut, MatRef, Matrix};
+use crate::saved::Saved;
+use crate::swiglu::{SwiGLU, check_shape};
+
+/// y = (h(x . Wa, x . Wb)) . Wdown: gate, up and down projections as one unit.
+///
+/// ```
+/// use swiglu_core::{Backend, SwiGLUMlp};
+/// use swiglu_cpu::Cpu;
+///
+/// let cpu = Cpu::new();
+/// let mlp = SwiGLUMlp::<f32, _>::init(&cpu, 16, 32, 1)?;
+/// let y = mlp.forward(&cpu.zeros(4, 16)?)?;
+/// assert_eq!(y.shape(), (4, 16));
+/// # Ok::<(), swiglu_core::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct SwiGLUMlp<T: Element, B: Backend> {
+    gated: FusedSwiGLU<T, B>,
+    /// `[D, O]`.
+    down: Trained<T, B>,
+    accumulate: bool,
+}
+
+/// What [`SwiGLUMlp::forward_train_into`] keeps: the op's [`Saved`], z, and room for dz. Reused from step to step.
+#[derive(Debug)]
+pub struct MlpSaved<T: Element, B: Backend> {
+    saved: Saved<T, B::Memory>,
+    z: Matrix<T, B::Memory>,
+    dz: Matrix<T, B::Memory>,
+}
+
+impl<T: Element, B: SwiGLU<T> + Dense<T>> SwiGLUMlp<T, B> {
+    /// Random weights, as many outputs as inputs, no biases. See [`FusedSwiGLU::init`].
+    ///
+    /// # Errors
+    /// [`Error::Overflow`](crate::Error::Overflow), [`Error::OutOfMemory`](crate::Error::OutOfMemory),
+    /// [`Error::Device`](crate::Error::Device).
+    pub fn init(backend: &B, in_features: usize, hidden: usize, seed: u64) -> Result<Self> {
+        let gated = FusedSwiGLU::init(backend, in_features, hidden, seed)?;
+        let down = uniform::<T>(hidden, in_features, hidden, seed.wrapping_add(1))?;
+        Self::load(gated, down.view())
+    }
+
+    /// A gated layer, and a down projection `[D, O]` from the host.
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::Error::Shape), [`Error::OutOfMemory`](crate::Error::OutOfMemory),
+    /// [`Error::Device`](crate::Error::Device).
+    pub fn load(gated: FusedSwiGLU<T, B>, down: MatRef<'_, T, Host>) -> Result<Self> {
+        check_shape("down projection", down.shape(), (gated.hidden(), down.cols()))?;
+        let mut down = Trained::new(gated.backend().upload(down)?);
+        down.train(gated.backend(), true)?;
+        Ok(Self { gated, down, accumulate: false })
+    }
+
+    /// With this way of computing the weight gradients.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory), [`Error::Device`](crate::Error::Device).
+    pub fn weight_grad(mut self, weight_grad: WeightGrad) -> Result<Self> {
+        self.gated = self.gated.weight_grad(weight_grad)?;
+        self.down.train(self.gated.backend(), weight_grad != WeightGrad::Frozen)?;
+        Ok(self)
+    }
+
+    /// With gradients that add up over backward calls.
+    #[must_use]
+    pub fn accumulate(mut self, accumulate: bool) -> Self {
+        self.gated = self.gated.accumulate(accumulate);
+        self.accumulate = accumulate;
+        self
+    }
+
+    /// The gated layer.
+    pub fn gated(&self) -> &FusedSwiGLU<T, B> {
+        &self.gated
+    }
+
+    /// O.
+    pub fn out_features(&self) -> usize {
+        self.down.value.cols()
+    }
+
+    /// y.
+    ///
+    /// # Errors
+    /// As [`SwiGLU::forward_into`].
+    pub fn forward<'a>(&self, x: impl Into<MatRef<'a, T, B::Memory>>) -> Result<Matrix<T, B::Memory>>
+    where
+        B::Memory: 'a,
+    {
+        let z = self.gated.forward(x)?;
+        let mut y = self.gated.backend().zeros(z.rows(), self.out_features())?;
+        self.project(z.view(), y.view_mut())?;
+        Ok(y)
+    }
+
+    /// Room for what [`forward_train_into`](Self::forward_train_into) keeps, for batches of up to `batch` rows.
+    ///
+    /// # Errors
+    /// [`Error::Overflow`](crate::Error::Overflow), [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    pub fn saved(&self, batch: usize) -> Result<MlpSaved<T, B>> {
+        let (backend, hidden) = (self.gated.backend(), self.gated.hidden());
+        Ok(MlpSaved {
+            saved: self.gated.saved(batch)?,
+            z: backend.zeros(batch, hidden)?,
+            dz: backend.zeros(batch, hidden)?,
+        })
+    }
+
+    /// y into a matrix of the caller, keeping what backward needs.
+    ///
+    /// # Errors
+    /// As [`SwiGLU::forward_train_into`].
+    pub fn forward_train_into(
+        &self,
+        x: MatRef<'_, T, B::Memory>,
+        y: MatMut<'_, T, B::Memory>,
+        kept: &mut MlpSaved<T, B>,
+    ) -> Result<()> {
+        let hidden = self.gated.hidden();
+        check_shape("y", y.shape(), (x.rows(), self.out_features()))?;
+        let mut z = kept.z.view_mut().sub(0..x.rows(), 0..hidden)?;
+        self.gated.forward_train_into(x, z.view_mut(), &mut kept.saved)?;
+        self.project(z.view(), y)
+    }
+
+    /// Fills the weight gradients (unless frozen), and dx when asked for, from dy.
+    ///
+    /// # Errors
+    /// As [`SwiGLU::backward`].
+    pub fn backward(
+        &mut self,
+        x: MatRef<'_, T, B::Memory>,
+        dy: MatRef<'_, T, B::Memory>,
+        kept: &mut MlpSaved<T, B>,
+        dx: Option<Out<'_, T, B::Memory>>,
+    ) -> Result<()> {
+        let (backend, hidden) = (self.gated.backend().clone(), self.gated.hidden());
+        check_shape("dy", dy.shape(), (x.rows(), self.out_features()))?;
+        let z = kept.z.view().sub(0..x.rows(), 0..hidden)?;
+        let mut dz = kept.dz.view_mut().sub(0..x.rows(), 0..hidden)?;
+        let (down, target) = self.down.parts(self.accumulate);
+        backend.matmul((dy, Op::N), (down, Op::T), Target::write(dz.view_mut()))?;
+        // The op first: when its saved values are spent, nothing else has been touched.
+        self.gated.backward(x, dz.view(), &mut kept.saved, dx)?;
+        match target {
+            Some(target) => backend.matmul((z, Op::T), (dy, Op::N), target),
+            None => Ok(()),
+        }
+    }
+
+    /// What an optimizer steps: the gated layer's, then the down projection; nothing when frozen.
+    pub fn parameters(&mut self) -> impl Iterator<Item = Parameter<'_, T, B>> {
+        self.gated.parameters().chain(self.down.parameter())
+    }
+
+    /// Optimizer state, one for each of [`parameters`](Self::parameters).
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory), [`Error::Device`](crate::Error::Device).
+    pub fn optimizers(&mut self) -> Result<Vec<Optimizer<B::Memory>>> {
+        let backend = self.gated.backend().clone();
+        self.parameters().map(|parameter| backend.optimizer(parameter.value.view())).collect()
+    }
+
+    /// A copy of the down projection on the host. For the rest see [`gated`](Self::gated).
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory), [`Error::Device`](crate::Error::Device).
+    pub fn save_down(&self) -> Result<Matrix<T, Host>> {
+        self.gated.backend().download(&self.down.value)
+    }
+
+    fn project(&self, z: MatRef<'_, T, B::Memory>, y: MatMut<'_, T, B::Memory>) -> Result<()> {
+        self.gated.backend().matmul((z, Op::N), (self.down.value.view(), Op::N), Target::write(y))
+    }
+}

@@ -1,0 +1,217 @@
+//! What a plan may depend on, and what a plan says.
+
+use std::fmt;
+
+use crate::element::{Dtype, Scalar};
+use crate::gate::Gate;
+use crate::memory::{MatRef, Memory};
+use crate::options::Options;
+use crate::weights::Orientation;
+
+/// B, I and D of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Dims {
+    /// B: rows of x.
+    pub batch: usize,
+    /// I: columns of x.
+    pub in_features: usize,
+    /// D: columns of z.
+    pub hidden: usize,
+}
+
+/// How a gradient leaves backward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct GradientKind {
+    /// Element type of the destination.
+    pub dtype: Dtype,
+    /// Whether it is added to.
+    pub add: bool,
+}
+
+/// Which pass, and what it leaves behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pass {
+    /// z, and the pre-activations when `save` is set.
+    Forward {
+        /// Whether pre-activations are kept.
+        save: bool,
+    },
+    /// The gradients that are `Some`.
+    Backward {
+        /// Whether forward kept the pre-activations.
+        saved: bool,
+        /// dX.
+        dx: Option<GradientKind>,
+        /// dWf.
+        dwf: Option<GradientKind>,
+        /// dbias.
+        dbias: Option<GradientKind>,
+    },
+}
+
+/// How an operand can be read: its row stride, and the largest power of two (at most 128) that divides its address
+/// and its stride in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct Access {
+    /// Elements from row to row; 0 for an operand that the call does not have.
+    pub row_stride: usize,
+    /// Alignment in bytes.
+    pub align: u32,
+}
+
+impl Access {
+    /// The strongest alignment that is told apart, in bytes: one cache line of a GPU.
+    pub const MAX_ALIGN: u32 = 128;
+
+    pub(crate) fn of<T: Scalar, M: Memory>(m: MatRef<'_, T, M>) -> Self {
+        let bits = M::place(m.ptr()).address | (m.row_stride() * size_of::<T>()) as u64;
+        let align = 1 << bits.trailing_zeros().min(Self::MAX_ALIGN.trailing_zeros());
+        Self { row_stride: m.row_stride(), align }
+    }
+
+    fn dense(cols: usize, dtype: Dtype) -> Self {
+        let bytes = (cols * dtype.bytes()) as u64;
+        let align = 1 << bytes.trailing_zeros().min(Self::MAX_ALIGN.trailing_zeros());
+        Self { row_stride: cols, align }
+    }
+}
+
+/// How every operand can be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct Accesses {
+    /// x.
+    pub x: Access,
+    /// The gate projection.
+    pub gate: Access,
+    /// The up projection.
+    pub up: Access,
+    /// z, or dz in backward.
+    pub z: Access,
+    /// The pre-activations.
+    pub pre: Access,
+    /// dx.
+    pub dx: Access,
+    /// The gate half of dwf.
+    pub dwf_gate: Access,
+    /// The up half of dwf.
+    pub dwf_up: Access,
+}
+
+/// Everything that a plan may depend on. Pure data: the argument of `plan`, and the key of plan, tune and code caches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Problem {
+    /// Forward or backward.
+    pub pass: Pass,
+    /// Element type.
+    pub dtype: Dtype,
+    /// B, I, D.
+    pub dims: Dims,
+    /// Orientation of the weights.
+    pub orientation: Orientation,
+    /// Whether there is a bias.
+    pub bias: bool,
+    /// The gate function.
+    pub gate: Gate,
+    /// Strides and alignments.
+    pub accesses: Accesses,
+    /// How to carry it out.
+    pub options: Options,
+}
+
+impl Problem {
+    /// A problem on dense, well-aligned operands, packed weights, SiLU and no bias: for asking `plan` about a shape.
+    ///
+    /// ```
+    /// use swiglu_core::{Dims, Dtype, Options, Orientation, Pass, Problem, SwiGLU};
+    /// use swiglu_cpu::Cpu;
+    /// let dims = Dims { batch: 128, in_features: 784, hidden: 512 };
+    /// let problem = Problem::dense(Pass::Forward { save: false }, Dtype::F32, dims, Orientation::InOut, Options::new());
+    /// println!("{}", SwiGLU::<f32>::plan(&Cpu::new(), &problem)?);
+    /// # Ok::<(), swiglu_core::Error>(())
+    /// ```
+    pub fn dense(pass: Pass, dtype: Dtype, dims: Dims, orientation: Orientation, options: Options) -> Self {
+        let access = |cols: usize| Access::dense(cols, dtype);
+        let half = access(orientation.packed_shape(dims.in_features, dims.hidden).1);
+        let mut accesses = Accesses {
+            x: access(dims.in_features),
+            gate: half,
+            up: half,
+            z: access(dims.hidden),
+            ..Accesses::default()
+        };
+        match pass {
+            Pass::Forward { save } => {
+                if save {
+                    accesses.pre = access(2 * dims.hidden);
+                }
+            }
+            Pass::Backward { saved, dx, dwf, .. } => {
+                if saved {
+                    accesses.pre = access(2 * dims.hidden);
+                }
+                if dx.is_some() {
+                    accesses.dx = access(dims.in_features);
+                }
+                if dwf.is_some() {
+                    (accesses.dwf_gate, accesses.dwf_up) = (half, half);
+                }
+            }
+        }
+        Self { pass, dtype, dims, orientation, bias: false, gate: Gate::default(), accesses, options }
+    }
+
+    /// Floating-point operations of the matrix products: `4 * B * I * D` for each of forward, dX and dWf, and for the
+    /// pre-activations when backward has to compute them again.
+    pub fn flops(&self) -> f64 {
+        let Dims { batch, in_features, hidden } = self.dims;
+        let products = match self.pass {
+            Pass::Forward { .. } => 1,
+            Pass::Backward { saved, dx, dwf, .. } => {
+                u8::from(!saved) + u8::from(dx.is_some()) + u8::from(dwf.is_some())
+            }
+        };
+        4.0 * f64::from(products) * batch as f64 * in_features as f64 * hidden as f64
+    }
+}
+
+/// What a backend will do for a [`Problem`]: a pure function of the problem and of facts about the device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Plan {
+    /// The backend and its kernel family.
+    pub backend: String,
+    /// One line for each launch or parallel pass, in order.
+    pub launches: Vec<String>,
+    /// Bytes of workspace that the call takes from the handle's arena.
+    pub workspace_bytes: usize,
+    /// What the caller may want to know: a tile that had to shrink, a precision that does not apply.
+    pub notes: Vec<String>,
+}
+
+impl Plan {
+    /// A plan without notes.
+    pub fn new(backend: impl Into<String>, launches: Vec<String>, workspace_bytes: usize) -> Self {
+        Self { backend: backend.into(), launches, workspace_bytes, notes: Vec::new() }
+    }
+
+    /// With one more note.
+    #[must_use]
+    pub fn note(mut self, note: impl Into<String>) -> Self {
+        self.notes.push(note.into());
+        self
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, workspace {} bytes", self.backend, self.workspace_bytes)?;
+        for (index, launch) in self.launches.iter().enumerate() {
+            write!(f, "\n  {}. {launch}", index + 1)?;
+        }
+        for note in &self.notes {
+            write!(f, "\n  note: {note}")?;
+        }
+        Ok(())
+    }
+}

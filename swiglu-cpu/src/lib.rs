@@ -1,0 +1,1 @@
+//! The CPU backend of fused SwiGLU: tiled, vectorised, rayon-parallel.

@@ -1,0 +1,99 @@
+//! Where the system keeps the CUDA libraries. Names and folders only: nothing is opened here.
+//!
+//! A bare name is left to the system's loader. It comes before the folders, so that what the administrator
+//! configured wins; the folders serve systems whose loader was not told of them.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// `libcuda.so.1` is the driver's run-time name; `libcuda.so` may be the toolkit's link-time stub, so it is second.
+const DRIVER_NAMES: [&str; 2] = ["libcuda.so.1", "libcuda.so"];
+
+/// Newest first: a newer NVRTC knows more devices. What an old device needs is checked once it is open.
+const NVRTC_NAMES: [&str; 3] = ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"];
+
+const NVRTC_NAMES_WINDOWS: [&str; 2] = ["nvrtc64_130_0.dll", "nvrtc64_120_0.dll"];
+
+/// The driver's candidates, in the order in which they are tried.
+pub(crate) fn driver() -> Vec<PathBuf> {
+    if cfg!(windows) {
+        return vec![PathBuf::from("nvcuda.dll")];
+    }
+    let folders = [
+        PathBuf::from("/usr/lib/wsl/lib"),
+        PathBuf::from(format!("/usr/lib/{}-linux-gnu", env::consts::ARCH)),
+        PathBuf::from("/usr/lib64"),
+        PathBuf::from("/usr/local/nvidia/lib64"),
+        PathBuf::from("/run/opengl-driver/lib"),
+    ];
+    bare(&DRIVER_NAMES).chain(inside(&folders, &DRIVER_NAMES)).collect()
+}
+
+/// NVRTC's candidates, in the order in which they are tried: the one the user named first.
+pub(crate) fn nvrtc() -> Vec<PathBuf> {
+    let named = env::var_os("SWIGLU_NVRTC").filter(|value| !value.is_empty()).map(PathBuf::from);
+    let (names, folders) = if cfg!(windows) {
+        (NVRTC_NAMES_WINDOWS.as_slice(), toolkits_windows())
+    } else {
+        (NVRTC_NAMES.as_slice(), toolkits(Path::new("/usr/local")))
+    };
+    named.into_iter().chain(bare(names)).chain(inside(&folders, names)).collect()
+}
+
+fn bare(names: &[&str]) -> impl Iterator<Item = PathBuf> {
+    names.iter().map(PathBuf::from)
+}
+
+fn inside(folders: &[PathBuf], names: &[&str]) -> impl Iterator<Item = PathBuf> {
+    folders.iter().flat_map(move |folder| names.iter().map(move |name| folder.join(name)))
+}
+
+/// The library folders of the toolkits under `root`: `cuda`, which an administrator points at one of them, and then
+/// `cuda-12.8` and the like from the newest down.
+fn toolkits(root: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(root).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| name == "cuda" || name.starts_with("cuda-"))
+        .collect();
+    names.sort_by_key(|name| (name != "cuda", std::cmp::Reverse(toolkit_version(name))));
+    names.iter().map(|name| root.join(name).join("lib64")).collect()
+}
+
+/// `cuda-12.8` as `[12, 8]`: as text, 12.10 would come before 12.8.
+fn toolkit_version(name: &str) -> Vec<u32> {
+    let version = name.strip_prefix("cuda-").unwrap_or_default();
+    version.split('.').map(|part| part.parse().unwrap_or(0)).collect()
+}
+
+/// The installer sets `CUDA_PATH`. CUDA 13 moved the libraries from `bin` to `bin\x64`.
+fn toolkits_windows() -> Vec<PathBuf> {
+    let Some(root) = env::var_os("CUDA_PATH").map(PathBuf::from) else { return Vec::new() };
+    vec![root.join("bin").join("x64"), root.join("bin")]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{driver, toolkit_version, toolkits};
+    use std::path::Path;
+
+    #[test]
+    fn toolkit_versions_are_numbers() {
+        assert!(toolkit_version("cuda-12.10") > toolkit_version("cuda-12.8"));
+        assert!(toolkit_version("cuda-13") > toolkit_version("cuda-12.8"));
+        assert_eq!(toolkit_version("cuda-old"), [0]);
+    }
+
+    #[test]
+    fn a_missing_root_has_no_toolkits() {
+        assert!(toolkits(Path::new("/no-such-folder")).is_empty());
+    }
+
+    #[test]
+    fn every_candidate_is_a_bare_name_or_an_absolute_path() {
+        for path in driver() {
+            assert!(path.is_absolute() || path.file_name() == Some(path.as_os_str()), "{}", path.display());
+        }
+    }
+}
