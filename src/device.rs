@@ -1,0 +1,221 @@
+//! Choosing a device at run time.
+
+use std::fmt;
+use std::str::FromStr;
+
+use half::{bf16, f16};
+use swiglu_core::{Dense, Error, Result, SwiGLU};
+
+/// A device to run on.
+///
+/// ```
+/// use swiglu::Device;
+/// assert_eq!("cuda:1".parse::<Device>()?, Device::Cuda(1));
+/// # Ok::<(), swiglu::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Device {
+    /// The first GPU that can be used, otherwise the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The CUDA device with this ordinal. Used or refused, never swapped for another.
+    Cuda(usize),
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Device::Auto => f.write_str("auto"),
+            Device::Cpu => f.write_str("cpu"),
+            Device::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+        }
+    }
+}
+
+impl FromStr for Device {
+    type Err = Error;
+
+    /// `auto`, `cpu`, `cuda` (the first), `cuda:N`.
+    fn from_str(name: &str) -> Result<Self> {
+        let unknown = || Error::Unavailable {
+            device: name.to_owned(),
+            reason: "unknown device, expected auto, cpu, cuda or cuda:N".to_owned(),
+        };
+        match name {
+            "auto" => Ok(Device::Auto),
+            "cpu" => Ok(Device::Cpu),
+            "cuda" => Ok(Device::Cuda(0)),
+            _ => {
+                let ordinal = name.strip_prefix("cuda:").ok_or_else(unknown)?;
+                ordinal.parse().map(Device::Cuda).map_err(|_| unknown())
+            }
+        }
+    }
+}
+
+/// Every element type, the op and what a training step needs: one bound for code that is written once.
+pub trait Complete:
+    SwiGLU<f32> + SwiGLU<f16> + SwiGLU<bf16> + Dense<f32> + Dense<f16> + Dense<bf16> + Send + Sync + 'static
+{
+}
+
+impl<B> Complete for B where
+    B: SwiGLU<f32> + SwiGLU<f16> + SwiGLU<bf16> + Dense<f32> + Dense<f16> + Dense<bf16> + Send + Sync + 'static
+{
+}
+
+/// Work that runs on whichever backend a [`Device`] turns out to be. A closure cannot be generic; a job can.
+pub trait Job {
+    /// What it gives back.
+    type Output;
+
+    /// Runs on `backend`.
+    fn run<B: Complete>(self, backend: B) -> Self::Output;
+}
+
+/// A device, and what runs on it or why nothing can.
+#[derive(Debug)]
+pub struct Availability {
+    /// The device.
+    pub device: Device,
+    /// The backend's name, or [`Error::Unavailable`] with the reason.
+    pub state: Result<String>,
+}
+
+impl Device {
+    /// Every device that this build knows, and for each one that cannot be used the reason.
+    ///
+    /// ```
+    /// use swiglu::Device;
+    /// for entry in Device::available() {
+    ///     match entry.state {
+    ///         Ok(name) => println!("{}: {name}", entry.device),
+    ///         Err(reason) => println!("{}: {reason}", entry.device),
+    ///     }
+    /// }
+    /// ```
+    pub fn available() -> Vec<Availability> {
+        struct Name;
+        impl Job for Name {
+            type Output = String;
+            fn run<B: Complete>(self, backend: B) -> String {
+                backend.name()
+            }
+        }
+        let entry = |device: Device| Availability { device, state: device.run(Name) };
+        let gpus = (0..gpu_count().max(1)).map(Device::Cuda);
+        std::iter::once(Device::Cpu).chain(gpus).map(entry).collect()
+    }
+
+    /// Runs a job on this device.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when the device cannot be used. [`Device::Auto`] falls back to the CPU on that error
+    /// alone.
+    ///
+    /// ```
+    /// use swiglu::{Complete, Device, FusedSwiGLU, Job, Result};
+    ///
+    /// struct Shape;
+    /// impl Job for Shape {
+    ///     type Output = Result<(usize, usize)>;
+    ///     fn run<B: Complete>(self, backend: B) -> Self::Output {
+    ///         let layer = FusedSwiGLU::<f32, B>::init(&backend, 8, 16, 1)?;
+    ///         Ok(layer.forward(&backend.zeros(4, 8)?)?.shape())
+    ///     }
+    /// }
+    /// assert_eq!(Device::Cpu.run(Shape)??, (4, 16));
+    /// # Ok::<(), swiglu::Error>(())
+    /// ```
+    pub fn run<J: Job>(self, job: J) -> Result<J::Output> {
+        match self {
+            Device::Cpu => run_cpu(job),
+            Device::Cuda(ordinal) => Err(cuda_unavailable(ordinal)),
+            Device::Auto => match cuda_unavailable(0) {
+                Error::Unavailable { .. } => run_cpu(job),
+                other => Err(other),
+            },
+        }
+    }
+}
+
+#[cfg(feature = "cpu")]
+fn run_cpu<J: Job>(job: J) -> Result<J::Output> {
+    let cpu = swiglu_cpu::Cpu::new();
+    cpu.isa()?;
+    Ok(job.run(cpu))
+}
+
+#[cfg(not(feature = "cpu"))]
+fn run_cpu<J: Job>(_: J) -> Result<J::Output> {
+    Err(Error::Unavailable { device: "cpu".into(), reason: "this build lacks the feature `cpu`".into() })
+}
+
+#[cfg(feature = "cuda")]
+fn gpu_count() -> usize {
+    swiglu_cuda::probe().map_or(0, |gpus| gpus.len())
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpu_count() -> usize {
+    0
+}
+
+/// Why a CUDA device cannot run a job. Until the kernels exist there always is a reason, whatever preflight finds.
+#[cfg(feature = "cuda")]
+fn cuda_unavailable(ordinal: usize) -> Error {
+    let reason = match swiglu_cuda::preflight(ordinal) {
+        Ok(found) => format!("{} could be used, but swiglu-cuda has no kernels yet", found.gpu.name),
+        Err(reason) => reason.to_string(),
+    };
+    Error::Unavailable { device: format!("cuda:{ordinal}"), reason }
+}
+
+/// Why a CUDA device cannot run a job.
+#[cfg(not(feature = "cuda"))]
+fn cuda_unavailable(ordinal: usize) -> Error {
+    Error::Unavailable { device: format!("cuda:{ordinal}"), reason: "this build lacks the feature `cuda`".into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Name;
+
+    impl Job for Name {
+        type Output = String;
+        fn run<B: Complete>(self, backend: B) -> String {
+            backend.name()
+        }
+    }
+
+    #[test]
+    fn names_round_trip_and_unknown_ones_are_refused() {
+        for device in [Device::Auto, Device::Cpu, Device::Cuda(0), Device::Cuda(17)] {
+            assert_eq!(device.to_string().parse::<Device>().ok(), Some(device));
+        }
+        for name in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "CPU"] {
+            assert!(matches!(name.parse::<Device>(), Err(Error::Unavailable { .. })), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_named_device_is_used_or_refused() {
+        let refused = Device::Cuda(4096).run(Name);
+        assert!(matches!(refused, Err(Error::Unavailable { ref device, .. }) if device == "cuda:4096"), "{refused:?}");
+    }
+
+    #[cfg(feature = "cpu")]
+    #[test]
+    fn auto_falls_back_to_the_cpu() {
+        let name = Device::Auto.run(Name).unwrap_or_else(|e| panic!("{e}"));
+        assert!(name.starts_with("cpu-"), "{name}");
+        let available = Device::available();
+        assert!(available.iter().any(|entry| entry.device == Device::Cpu && entry.state.is_ok()), "{available:?}");
+        assert!(available.iter().any(|entry| matches!(entry.device, Device::Cuda(_)) && entry.state.is_err()));
+    }
+}

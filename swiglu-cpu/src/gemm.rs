@@ -1,0 +1,123 @@
+//! The tiled driver: every product of the backend is this loop nest with other sources and another output.
+//!
+//! Blocks of the output are tasks. Inside of one, for each depth of KC: pack panels of B, pack panels of A, and run the
+//! register tile over every pair of them; after the last depth the tile goes to the output straight from L1. Structure
+//! after Van Zee and van de Geijn, "BLIS" (ACM TOMS 41(3)), with the two outer loops made into tasks.
+
+use std::ops::Range;
+
+use crate::arena::Tasks;
+use crate::grid::{Grid, even_parts};
+use crate::kernels::Kernel;
+use crate::pack::{SourceA, SourceB};
+
+/// Where finished accumulators go. Splits along with the blocks, so that every task owns its part.
+pub(crate) trait Output: Send + Sized {
+    /// The rows before `at`, and those from `at` on.
+    fn split_rows(self, at: usize) -> (Self, Self);
+
+    /// The columns before `at`, and those from `at` on.
+    fn split_cols(self, at: usize) -> (Self, Self);
+
+    /// Takes `rows.len()` rows of `K::NR` accumulators for `cols.len()` columns of the output.
+    fn store<K: Kernel>(&mut self, rows: Range<usize>, cols: Range<usize>, accumulators: &[f32]);
+}
+
+/// output = a . b, in blocks of `grid`, on the current thread pool.
+pub(crate) fn gemm<K, A, B, O>(kernel: K, grid: &Grid, a: &A, b: &B, output: O, tasks: Tasks<'_>)
+where
+    K: Kernel,
+    A: SourceA,
+    B: SourceB,
+    O: Output,
+{
+    let work = |rows: Range<usize>, cols: Range<usize>, mut output: O| {
+        tasks.with(grid.task_len::<K>(), |scratch| {
+            kernel.vectorize(
+                #[inline(always)]
+                || block(kernel, grid, a, b, Part { rows, cols }, &mut output, scratch),
+            );
+        });
+    };
+    divide(grid, 0..grid.m, 0..grid.n, output, &work);
+}
+
+/// Halves the output until one block is left. Which thread takes which half changes nothing but the time.
+fn divide<O, W>(grid: &Grid, rows: Range<usize>, cols: Range<usize>, output: O, work: &W)
+where
+    O: Output,
+    W: Fn(Range<usize>, Range<usize>, O) + Sync,
+{
+    let row_blocks = rows.len().div_ceil(grid.row_edge);
+    let col_blocks = cols.len().div_ceil(grid.col_edge);
+    if row_blocks == 0 || col_blocks == 0 {
+        return;
+    }
+    if row_blocks == 1 && col_blocks == 1 {
+        return work(rows, cols, output);
+    }
+    if col_blocks >= row_blocks {
+        let at = col_blocks / 2 * grid.col_edge;
+        let (left, right) = output.split_cols(at);
+        let (start, seam, end) = (cols.start, cols.start + at, cols.end);
+        rayon::join(
+            || divide(grid, rows.clone(), start..seam, left, work),
+            || divide(grid, rows.clone(), seam..end, right, work),
+        );
+    } else {
+        let at = row_blocks / 2 * grid.row_edge;
+        let (upper, lower) = output.split_rows(at);
+        let (start, seam, end) = (rows.start, rows.start + at, rows.end);
+        rayon::join(
+            || divide(grid, start..seam, cols.clone(), upper, work),
+            || divide(grid, seam..end, cols.clone(), lower, work),
+        );
+    }
+}
+
+/// Rows and columns of the whole output that a block covers.
+struct Part {
+    rows: Range<usize>,
+    cols: Range<usize>,
+}
+
+#[inline(always)]
+fn block<K, A, B, O>(kernel: K, grid: &Grid, a: &A, b: &B, part: Part, output: &mut O, scratch: &mut [f32])
+where
+    K: Kernel,
+    A: SourceA,
+    B: SourceB,
+    O: Output,
+{
+    let Part { rows, cols } = part;
+    let [a_len, b_len, _] = grid.scratch::<K>();
+    let (a_panels, rest) = scratch.split_at_mut(a_len);
+    let (b_panels, accumulators) = rest.split_at_mut(b_len);
+    let row_panels = rows.len().div_ceil(K::MR);
+    let depths = grid.k.div_ceil(K::KC).max(1);
+    for depth in 0..depths {
+        let ks = depth * K::KC..((depth + 1) * K::KC).min(grid.k);
+        let (first, last) = (depth == 0, depth + 1 == depths);
+        let b_stride = ks.len() * K::NR;
+        let col_panels = cols.len().div_ceil(grid.width);
+        b.pack::<K>(cols.clone(), ks.clone(), &mut b_panels[..col_panels * b_stride]);
+        for (i, rows) in even_parts(rows.clone(), K::MR).enumerate() {
+            a.pack::<K>(rows, ks.clone(), &mut a_panels[i * K::MR * K::A_STRIDE..][..K::MR * K::A_STRIDE]);
+        }
+        for (j, start) in cols.clone().step_by(grid.width).enumerate() {
+            let b_panel = &b_panels[j * b_stride..][..b_stride];
+            for (i, panel_rows) in even_parts(rows.clone(), K::MR).enumerate() {
+                let a_panel = &a_panels[i * K::MR * K::A_STRIDE..][..K::MR * K::A_STRIDE];
+                // With a single depth a tile is stored at once, so all of them can share one place.
+                let place = if depths == 1 { 0 } else { (j * row_panels + i) * K::MR * K::NR };
+                let c = &mut accumulators[place..][..panel_rows.len() * K::NR];
+                kernel.tile(A::FORM, panel_rows.len(), ks.len(), a_panel, b_panel, c, first);
+                if last {
+                    let within = panel_rows.start - rows.start..panel_rows.end - rows.start;
+                    let col = start - cols.start;
+                    output.store::<K>(within, col..(col + grid.width).min(cols.len()), c);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Which instruction set runs, decided once.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::OnceLock;
+
+use swiglu_core::{Error, Result};
+
+#[cfg(target_arch = "x86_64")]
+use crate::kernels::{Avx2, Avx512};
+use crate::kernels::{Kernel, KernelVisitor, Portable};
+
+/// An instruction set that kernels exist for.
+///
+/// Results of one instruction set are the same bits on every machine that has it. Two of them differ in the last
+/// bits: [`Isa::Portable`] rounds each product, the others fuse the multiply with the add.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Isa {
+    /// Plain Rust; every machine has it.
+    Portable,
+    /// AVX2 with FMA.
+    Avx2,
+    /// AVX-512 F, BW, DQ, VL.
+    Avx512,
+}
+
+impl Isa {
+    /// Best first.
+    const ALL: [Isa; 3] = [Isa::Avx512, Isa::Avx2, Isa::Portable];
+
+    /// What this machine has, best first.
+    ///
+    /// ```
+    /// use swiglu_cpu::Isa;
+    /// assert!(Isa::available().any(|isa| isa == Isa::Portable));
+    /// ```
+    pub fn available() -> impl Iterator<Item = Isa> {
+        Self::ALL.into_iter().filter(|isa| isa.is_available())
+    }
+
+    /// Whether this machine has it.
+    pub fn is_available(self) -> bool {
+        match self {
+            Isa::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => Avx2::detect().is_some(),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => Avx512::detect().is_some(),
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx2 | Isa::Avx512 => false,
+        }
+    }
+
+    /// The best that this machine has, or the one that the environment variable `SWIGLU_ISA` names.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when the named one is unknown or absent. It is never swapped for another.
+    pub(crate) fn chosen() -> Result<Self> {
+        static BEST: OnceLock<Isa> = OnceLock::new();
+        match std::env::var("SWIGLU_ISA") {
+            Ok(name) => name.parse::<Isa>()?.require(),
+            Err(_) => Ok(*BEST.get_or_init(|| Self::available().next().unwrap_or(Isa::Portable))),
+        }
+    }
+
+    /// This one, if the machine has it.
+    pub(crate) fn require(self) -> Result<Self> {
+        if self.is_available() {
+            return Ok(self);
+        }
+        Err(Error::Unavailable {
+            device: format!("cpu-{self}"),
+            reason: "this machine does not have it".into(),
+        })
+    }
+
+    /// Calls `visitor` with the kernel of this instruction set. One that the machine does not have cannot be reached
+    /// (see [`require`](Isa::require)); the portable kernel would run.
+    pub(crate) fn dispatch<V: KernelVisitor>(self, visitor: V) -> V::Output {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => match Avx512::detect() {
+                Some(kernel) => visitor.visit(kernel),
+                None => visitor.visit(Portable),
+            },
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => match Avx2::detect() {
+                Some(kernel) => visitor.visit(kernel),
+                None => visitor.visit(Portable),
+            },
+            _ => visitor.visit(Portable),
+        }
+    }
+
+    /// Name and shape of the f32 kernel.
+    pub fn kernel_name(self) -> &'static str {
+        struct Name;
+        impl KernelVisitor for Name {
+            type Output = &'static str;
+            fn visit<K: Kernel>(self, _: K) -> &'static str {
+                K::NAME
+            }
+        }
+        self.dispatch(Name)
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Isa::Portable => "portable",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
+        })
+    }
+}
+
+impl FromStr for Isa {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|isa| isa.to_string() == name).ok_or_else(|| Error::Unavailable {
+            device: format!("cpu-{name}"),
+            reason: "unknown instruction set, expected portable, avx2 or avx512".into(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_round_trip_and_unknown_ones_are_refused() {
+        for isa in Isa::ALL {
+            assert_eq!(isa.to_string().parse::<Isa>().ok(), Some(isa));
+        }
+        assert!(matches!("sse9".parse::<Isa>(), Err(Error::Unavailable { .. })));
+    }
+
+    #[test]
+    fn a_forced_instruction_set_is_there() {
+        if let Ok(name) = std::env::var("SWIGLU_ISA") {
+            let isa = Isa::chosen().unwrap_or_else(|e| panic!("SWIGLU_ISA={name}: {e}"));
+            assert_eq!(isa.to_string(), name, "the forced instruction set runs");
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! AVX-512: thirty-two 512-bit registers.
+
+use std::arch::x86_64::{
+    __m512, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
+};
+
+use super::tile::{Vector, check, dispatch_rows, tile};
+use super::{Form, Kernel};
+
+/// Proof that this machine has AVX-512 F, BW, DQ and VL.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Avx512 {
+    _detected: (),
+}
+
+impl Avx512 {
+    pub(crate) fn detect() -> Option<Self> {
+        let there = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        there.then_some(Self { _detected: () })
+    }
+}
+
+impl Vector for __m512 {
+    const LANES: usize = 16;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: the trait's contract: AVX-512 is there.
+        unsafe { _mm512_setzero_ps() }
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self {
+        // SAFETY: the trait's contract, and the caller vouches for LANES floats at `p`.
+        unsafe { _mm512_loadu_ps(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        // SAFETY: as for `load`.
+        unsafe { _mm512_storeu_ps(p, self) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(v: f32) -> Self {
+        // SAFETY: the trait's contract.
+        unsafe { _mm512_set1_ps(v) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+        // SAFETY: the trait's contract.
+        unsafe { _mm512_fmadd_ps(self, b, c) }
+    }
+}
+
+/// # Safety
+/// As [`tile`]; AVX-512 is there.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+unsafe fn run(form: Form, rows: usize, depth: usize, a: *const f32, b: *const f32, c: *mut f32, first: bool) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        dispatch_rows!(
+            Avx512,
+            __m512,
+            form,
+            rows,
+            (depth, a, b, c, first),
+            [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
+        );
+    }
+}
+
+/// # Safety
+/// AVX-512, FMA and F16C are there.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")]
+unsafe fn call<R>(f: impl FnOnce() -> R) -> R {
+    f()
+}
+
+impl Kernel for Avx512 {
+    const NAME: &'static str = "x86_64-avx512-f32-14x32";
+    /// 14 x 32 accumulators are 28 registers; two hold B, and A comes as an embedded broadcast.
+    const MR: usize = 14;
+    const NR: usize = 32;
+    /// 192 x 32 floats are 24 KiB, half of a 48 KiB L1.
+    const KC: usize = 192;
+
+    fn tile(self, form: Form, rows: usize, depth: usize, a: &[f32], b: &[f32], c: &mut [f32], first: bool) {
+        check::<Self>(form, rows, depth, a, b, c);
+        // SAFETY: `check` compared the three lengths with what the tile reads and writes; `self` proves the ISA.
+        unsafe { run(form, rows, depth, a.as_ptr(), b.as_ptr(), c.as_mut_ptr(), first) }
+    }
+
+    #[inline(always)]
+    fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
+        // SAFETY: `self` proves the ISA.
+        unsafe { call(f) }
+    }
+}

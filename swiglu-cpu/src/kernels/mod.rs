@@ -1,0 +1,58 @@
+//! Microkernels: the only code that knows an instruction set.
+//!
+//! A kernel value is the proof that its instruction set exists on this machine. Everything above is generic over
+//! [`Kernel`], so the whole driver is compiled once for each of them and no call in its loops is indirect.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+pub(crate) mod sgemm;
+mod tile;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512::Avx512;
+pub(crate) use portable::Portable;
+
+/// How a packed panel of A lies in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// One row after the other, [`Kernel::A_STRIDE`] apart, k adjacent: for sources whose rows are rows of A.
+    RowMajor,
+    /// One k after the other, rows adjacent: for sources whose rows are columns of A. Nothing is ever transposed.
+    KMajor,
+}
+
+/// A register tile `MR x NR` and the instruction set it is written for.
+pub(crate) trait Kernel: Copy + Send + Sync + 'static {
+    /// `{arch}-{dtype}-{mr}x{nr}`.
+    const NAME: &'static str;
+    /// Most rows of a tile.
+    const MR: usize;
+    /// Columns of a tile: `NR / 2` gate and `NR / 2` up columns where both are computed together.
+    const NR: usize;
+    /// Depth of a packed panel. KC x NR floats of B take half of L1, MR x KC floats of A less than the other half.
+    const KC: usize;
+    /// Distance between rows of a row-major panel of A. 16 floats more than KC, so that the rows do not all fall into
+    /// the same few sets of L1.
+    const A_STRIDE: usize = Self::KC + 16;
+
+    /// `c[r][j] (+)= sum over k < depth of a(r, k) * b[k][j]` for `r < rows`, `c` and `b` dense with `NR` columns.
+    ///
+    /// Each element is one chain of multiply-adds in ascending k, continued from `c` unless `first`: its bits do not
+    /// depend on how k was cut into panels, nor on `rows`.
+    fn tile(self, form: Form, rows: usize, depth: usize, a: &[f32], b: &[f32], c: &mut [f32], first: bool);
+
+    /// Calls `f` in a context where the compiler may use this instruction set, so that plain loops in `f` vectorise
+    /// for it. Inlined functions only: a call that stays a call is compiled for the baseline.
+    fn vectorize<R>(self, f: impl FnOnce() -> R) -> R;
+}
+
+/// A computation that is generic over the kernel.
+pub(crate) trait KernelVisitor {
+    type Output;
+    fn visit<K: Kernel>(self, kernel: K) -> Self::Output;
+}

@@ -1,0 +1,89 @@
+//! The one register tile that every instruction set instantiates.
+
+use super::{Form, Kernel};
+
+/// A vector register of f32.
+///
+/// # Safety
+/// Callers run on a machine that has the instruction set of the implementation.
+pub(super) trait Vector: Copy {
+    const LANES: usize;
+    unsafe fn zero() -> Self;
+    /// Loads [`LANES`](Self::LANES) floats from `p`, at any alignment.
+    unsafe fn load(p: *const f32) -> Self;
+    unsafe fn store(self, p: *mut f32);
+    unsafe fn splat(v: f32) -> Self;
+    /// `self * b + c`; fused where the instruction set has it.
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self;
+}
+
+/// `MR` rows of two vectors each: the gate and the up column block, or two adjacent blocks.
+///
+/// # Safety
+/// - The machine has `V`'s instruction set.
+/// - `a` is readable for `MR` rows of `depth` in the form given, `b` for `depth * 2 * LANES` floats, `c` is writable
+///   for `MR * 2 * LANES` floats.
+#[inline(always)]
+pub(super) unsafe fn tile<K: Kernel, V: Vector, const MR: usize, const ROW_MAJOR: bool>(
+    depth: usize,
+    mut a: *const f32,
+    mut b: *const f32,
+    c: *mut f32,
+    first: bool,
+) {
+    let row = |r: usize, v: usize| (2 * r + v) * V::LANES;
+    // SAFETY: the caller's contract. Row r of `a` is A_STRIDE floats after row r - 1 (row-major) or one float (k-major);
+    // each step of k moves `a` by one float or by MR, and `b` by two vectors.
+    unsafe {
+        let mut acc = [[V::zero(); 2]; MR];
+        if !first {
+            for r in 0..MR {
+                acc[r] = [V::load(c.add(row(r, 0))), V::load(c.add(row(r, 1)))];
+            }
+        }
+        for _ in 0..depth {
+            let b0 = V::load(b);
+            let b1 = V::load(b.add(V::LANES));
+            for r in 0..MR {
+                let x = V::splat(*a.add(if ROW_MAJOR { r * K::A_STRIDE } else { r }));
+                acc[r][0] = x.mul_add(b0, acc[r][0]);
+                acc[r][1] = x.mul_add(b1, acc[r][1]);
+            }
+            a = a.add(if ROW_MAJOR { 1 } else { MR });
+            b = b.add(2 * V::LANES);
+        }
+        for r in 0..MR {
+            acc[r][0].store(c.add(row(r, 0)));
+            acc[r][1].store(c.add(row(r, 1)));
+        }
+    }
+}
+
+/// What every kernel checks before it goes to pointers.
+#[inline(always)]
+pub(super) fn check<K: Kernel>(form: Form, rows: usize, depth: usize, a: &[f32], b: &[f32], c: &[f32]) {
+    let a_len = match form {
+        _ if depth == 0 => 0,
+        Form::RowMajor => (rows - 1) * K::A_STRIDE + depth,
+        Form::KMajor => rows * depth,
+    };
+    assert!((1..=K::MR).contains(&rows) && depth <= K::KC, "tile of {rows} rows, depth {depth}");
+    assert!(
+        a.len() >= a_len && b.len() >= depth * K::NR && c.len() >= rows * K::NR,
+        "panels of a tile are too short"
+    );
+}
+
+/// Calls `tile` with the row count as a constant.
+macro_rules! dispatch_rows {
+    ($kernel:ty, $vector:ty, $form:expr, $rows:expr, $args:tt, [$($mr:literal),*]) => {
+        match ($rows, $form) {
+            $(
+                ($mr, Form::RowMajor) => tile::<$kernel, $vector, $mr, true> $args,
+                ($mr, Form::KMajor) => tile::<$kernel, $vector, $mr, false> $args,
+            )*
+            _ => {}
+        }
+    };
+}
+pub(super) use dispatch_rows;

@@ -1,0 +1,225 @@
+//! The op's two passes as products on the driver.
+
+use swiglu_core::ops::{Backward, Forward};
+use swiglu_core::{
+    Dims, Element, Gate, Halves, Host, Layout, MatMut, MatRef, Orientation, Out, Result, Target, Tile,
+    Weights,
+};
+
+use crate::arena::{Tasks, Workspace};
+use crate::backend::Pass;
+use crate::gemm::gemm;
+use crate::grid::Grid;
+use crate::kernels::Kernel;
+use crate::output::{Bias, GateGradientStore, GateStore, Store, StorePair};
+use crate::pack::{Along, Columns, Factor, Paired, Rows, Stacked};
+use crate::rows;
+
+/// The projections as the B factor of `x . [Wa | Wb]`.
+fn projections<'a, T: Element>(w: &Weights<'a, T, Host>) -> Paired<'a, T> {
+    let along = match w.orientation() {
+        Orientation::InOut => Along::Rows,
+        Orientation::OutIn => Along::Columns,
+    };
+    Paired { gate: Factor { matrix: w.gate_weights(), along }, up: Factor { matrix: w.up_weights(), along } }
+}
+
+/// The projections as the B factor of `[dG | dU] . [Wa | Wb]^T`.
+fn transposed_projections<'a, T: Element>(w: &Weights<'a, T, Host>) -> Stacked<'a, T> {
+    let along = match w.orientation() {
+        Orientation::InOut => Along::Columns,
+        Orientation::OutIn => Along::Rows,
+    };
+    Stacked {
+        first: Factor { matrix: w.gate_weights(), along },
+        second: Some(Factor { matrix: w.up_weights(), along }),
+    }
+}
+
+/// The two halves of a packed matrix.
+fn halves<T: Element>(packed: MatRef<'_, T, Host>) -> Result<(MatRef<'_, T, Host>, MatRef<'_, T, Host>)> {
+    let (rows, cols) = packed.shape();
+    Ok((packed.sub(0..rows, 0..cols / 2)?, packed.sub(0..rows, cols / 2..cols)?))
+}
+
+/// The products of a call and their blocks: a pure function of the dimensions.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grids {
+    /// x . Wf: forward, and the recomputation of pre-activations.
+    pub(crate) projection: Grid,
+    /// dAB . Wf^T.
+    pub(crate) dx: Grid,
+    /// X^T . dAB, or one half of its transpose.
+    pub(crate) dwf: Grid,
+}
+
+impl Grids {
+    pub(crate) fn new<K: Kernel>(dims: Dims, orientation: Orientation, tile: Tile, threads: usize) -> Self {
+        let Dims { batch: b, in_features: i, hidden: d } = dims;
+        Self {
+            projection: Grid::new::<K, Paired<'_, f32>>(b, d, i, tile, threads),
+            dx: Grid::new::<K, Stacked<'_, f32>>(b, i, 2 * d, tile, threads),
+            dwf: match orientation {
+                Orientation::InOut => Grid::new::<K, Paired<'_, f32>>(i, d, b, tile, threads),
+                Orientation::OutIn => Grid::new::<K, Stacked<'_, f32>>(d, i, b, tile, threads),
+            },
+        }
+    }
+}
+
+/// A checked forward.
+pub(crate) struct ForwardPass<'a, T: Element>(pub(crate) Forward<'a, T, Host>);
+
+impl<T: Element> Pass for ForwardPass<'_, T> {
+    fn run<K: Kernel>(self, kernel: K, workspace: &mut Workspace, threads: usize) -> Result<()> {
+        let Forward { problem, x, w, z, pre, .. } = self.0;
+        let grids = Grids::new::<K>(problem.dims, w.orientation(), problem.options.tile, threads);
+        let grid = grids.projection;
+        workspace.grow(threads, grid.task_len::<K>(), 0)?;
+        let (tasks, _) = workspace.parts(0);
+        let pre = pre.map(|pre| pre.split_cols(w.hidden())).transpose()?;
+        let output = GateStore { gate: w.function(), bias: w.bias_row().map(Bias::new), z, pre };
+        gemm(kernel, &grid, &Rows(x), &projections(&w), output, tasks);
+        Ok(())
+    }
+}
+
+/// A checked backward.
+pub(crate) struct BackwardPass<'a, T: Element>(pub(crate) Backward<'a, T, Host>);
+
+/// Floats that backward keeps for the whole call.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CallSpace {
+    /// dAB in f32, when forward kept no pre-activations to turn into it.
+    pub(crate) dab: usize,
+    /// Column sums of dAB.
+    pub(crate) sums: usize,
+}
+
+impl CallSpace {
+    pub(crate) fn new(dims: Dims, saved: bool, dbias: bool) -> Self {
+        Self {
+            dab: if saved { 0 } else { 2 * dims.batch * dims.hidden },
+            sums: if dbias { 2 * dims.hidden } else { 0 },
+        }
+    }
+
+    pub(crate) fn len(self) -> usize {
+        self.dab + self.sums
+    }
+}
+
+impl<T: Element> Pass for BackwardPass<'_, T> {
+    fn run<K: Kernel>(self, kernel: K, workspace: &mut Workspace, threads: usize) -> Result<()> {
+        let Backward { problem, x, w, dz, pre, dx, dwf, dbias, .. } = self.0;
+        let tile = problem.options.tile;
+        let grids = Grids::new::<K>(problem.dims, w.orientation(), tile, threads);
+        let space = CallSpace::new(problem.dims, pre.is_some(), dbias.is_some());
+        let lens = [
+            if pre.is_none() { grids.projection.task_len::<K>() } else { 0 },
+            if dx.is_some() { grids.dx.task_len::<K>() } else { 0 },
+            if dwf.is_some() { grids.dwf.task_len::<K>() } else { 0 },
+        ];
+        workspace.grow(threads, lens.into_iter().max().unwrap_or(0), space.len())?;
+        let (tasks, floats) = workspace.parts(space.len());
+        let (dab, sums) = floats.split_at_mut(space.dab);
+        let products = Products { grids, x, w, dx, dwf, tasks };
+        match pre {
+            Some(mut pre) => {
+                let wanted = dbias.is_some().then_some(&mut *sums);
+                rows::gate_gradients(kernel, w.function(), dz, pre.view_mut(), wanted);
+                products.run(kernel, pre.view())?;
+            }
+            None => {
+                let layout = Layout::dense(problem.dims.batch, 2 * problem.dims.hidden)?;
+                let mut dab = MatMut::from_slice(dab, layout)?;
+                recompute(kernel, &grids.projection, x, &w, dz, dab.view_mut(), tasks)?;
+                if dbias.is_some() {
+                    rows::column_sums(kernel, dab.view(), sums);
+                }
+                products.run(kernel, dab.view())?;
+            }
+        }
+        match dbias {
+            Some(Target::Same(Out { to, add })) => rows::put_row(sums, to, add),
+            Some(Target::F32(Out { to, add })) => rows::put_row(sums, to, add),
+            None => {}
+        }
+        Ok(())
+    }
+}
+
+/// dAB from x and the weights: the forward product with the gate gradient as its epilogue.
+fn recompute<K: Kernel, T: Element>(
+    kernel: K,
+    grid: &Grid,
+    x: MatRef<'_, T, Host>,
+    w: &Weights<'_, T, Host>,
+    dz: MatRef<'_, T, Host>,
+    dab: MatMut<'_, f32, Host>,
+    tasks: Tasks<'_>,
+) -> Result<()> {
+    let (dgate, dup) = dab.split_cols(w.hidden())?;
+    let gate: Gate = w.function();
+    let output = GateGradientStore { gate, bias: w.bias_row().map(Bias::new), dz, dgate, dup };
+    gemm(kernel, grid, &Rows(x), &projections(w), output, tasks);
+    Ok(())
+}
+
+/// The two products of backward.
+struct Products<'a, T: Element> {
+    grids: Grids,
+    x: MatRef<'a, T, Host>,
+    w: Weights<'a, T, Host>,
+    dx: Option<Out<'a, T, Host>>,
+    dwf: Option<Halves<'a, T, Host>>,
+    tasks: Tasks<'a>,
+}
+
+impl<T: Element> Products<'_, T> {
+    /// Runs those that were asked for. dAB is in the element type where it replaced saved pre-activations, in f32
+    /// where it was computed again.
+    fn run<K: Kernel, S: Element>(self, kernel: K, dab: MatRef<'_, S, Host>) -> Result<()> {
+        let Self { grids, x, w, dx, dwf, tasks } = self;
+        if let Some(Out { to, add }) = dx {
+            gemm(kernel, &grids.dx, &Rows(dab), &transposed_projections(&w), Store { to, add }, tasks);
+        }
+        match dwf {
+            Some(Halves { gate: Target::Same(gate), up: Target::Same(up) }) => {
+                weight_gradient(kernel, &grids.dwf, w.orientation(), x, dab, [gate, up], tasks)
+            }
+            Some(Halves { gate: Target::F32(gate), up: Target::F32(up) }) => {
+                weight_gradient(kernel, &grids.dwf, w.orientation(), x, dab, [gate, up], tasks)
+            }
+            // Core refuses halves of two kinds (Error::MixedHalves).
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+fn weight_gradient<K: Kernel, T: Element, S: Element, D: Element>(
+    kernel: K,
+    grid: &Grid,
+    orientation: Orientation,
+    x: MatRef<'_, T, Host>,
+    dab: MatRef<'_, S, Host>,
+    [gate, up]: [Out<'_, D, Host>; 2],
+    tasks: Tasks<'_>,
+) -> Result<()> {
+    let (dgate, dup) = halves(dab)?;
+    let along = Along::Rows;
+    match orientation {
+        Orientation::InOut => {
+            let b = Paired { gate: Factor { matrix: dgate, along }, up: Factor { matrix: dup, along } };
+            let output = StorePair { gate: gate.to, up: up.to, add: gate.add };
+            gemm(kernel, grid, &Columns(x), &b, output, tasks);
+        }
+        Orientation::OutIn => {
+            for (half, Out { to, add }) in [(dgate, gate), (dup, up)] {
+                let b = Stacked { first: Factor { matrix: x, along }, second: None };
+                gemm(kernel, grid, &Columns(half), &b, Store { to, add }, tasks);
+            }
+        }
+    }
+    Ok(())
+}

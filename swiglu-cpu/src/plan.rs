@@ -1,0 +1,117 @@
+//! What a call will do, without doing it.
+
+use swiglu_core::{Dims, GradientKind, Orientation, Pass, Plan, Precision, Problem, Route};
+
+use crate::grid::Grid;
+use crate::isa::Isa;
+use crate::kernels::{Kernel, KernelVisitor};
+use crate::passes::{CallSpace, Grids};
+
+/// A pure function of the problem, the instruction set and the thread count.
+pub(crate) fn plan(isa: Isa, threads: usize, problem: &Problem) -> Plan {
+    let plan = match problem.options.route {
+        Route::Fused => isa.dispatch(Fused { threads, problem }),
+        Route::Composed => composed(problem),
+    };
+    let plan = match problem.options.precision {
+        Precision::Strict => plan,
+        Precision::Tf32 => plan.note("tf32 does not exist on the cpu: products are strict f32"),
+    };
+    if isa == Isa::Portable {
+        plan.note("portable kernel: products are rounded before they are added")
+    } else {
+        plan
+    }
+}
+
+struct Fused<'p> {
+    threads: usize,
+    problem: &'p Problem,
+}
+
+fn describe<K: Kernel>(what: &str, grid: &Grid) -> String {
+    let Grid { m, n, k, row_edge, col_edge, .. } = grid;
+    let blocks = grid.blocks();
+    format!("{what}: {} [{m} x {k}] . [{k} x {n}] in {blocks} blocks of {row_edge} x {col_edge}", K::NAME)
+}
+
+impl KernelVisitor for Fused<'_> {
+    type Output = Plan;
+
+    fn visit<K: Kernel>(self, _: K) -> Plan {
+        let Problem { dims, orientation, options, gate, .. } = *self.problem;
+        let grids = Grids::new::<K>(dims, orientation, options.tile, self.threads);
+        let mut launches = Vec::new();
+        let mut task_len = 0;
+        let mut product = |launches: &mut Vec<String>, what: &str, grid: &Grid| {
+            launches.push(describe::<K>(what, grid));
+            task_len = task_len.max(grid.task_len::<K>());
+        };
+        let call_len = match self.problem.pass {
+            Pass::Forward { save } => {
+                let kept = if save { ", keeping pre-activations" } else { "" };
+                product(&mut launches, &format!("forward with {gate} epilogue{kept}"), &grids.projection);
+                0
+            }
+            Pass::Backward { saved, dx, dwf, dbias } => {
+                if saved {
+                    launches.push(format!("gate gradient of {gate} in place{}", sums(dbias)));
+                } else {
+                    product(
+                        &mut launches,
+                        &format!("forward again with {gate} gradient epilogue"),
+                        &grids.projection,
+                    );
+                    if dbias.is_some() {
+                        launches.push("column sums of dAB".to_owned());
+                    }
+                }
+                if dx.is_some() {
+                    product(&mut launches, "dx", &grids.dx);
+                }
+                if dwf.is_some() {
+                    match orientation {
+                        Orientation::InOut => product(&mut launches, "dwf, both halves", &grids.dwf),
+                        Orientation::OutIn => {
+                            product(&mut launches, "dwf gate half", &grids.dwf);
+                            product(&mut launches, "dwf up half", &grids.dwf);
+                        }
+                    }
+                }
+                CallSpace::new(dims, saved, dbias.is_some()).len()
+            }
+        };
+        let workspace_bytes = (self.threads * task_len + call_len) * size_of::<f32>();
+        Plan::new(format!("cpu {}", K::NAME), launches, workspace_bytes)
+    }
+}
+
+fn sums(dbias: Option<GradientKind>) -> &'static str {
+    if dbias.is_some() { ", with its column sums" } else { "" }
+}
+
+fn composed(problem: &Problem) -> Plan {
+    let Dims { batch, hidden, .. } = problem.dims;
+    let launches = match problem.pass {
+        Pass::Forward { .. } => {
+            vec!["sgemm gate".to_owned(), "sgemm up".to_owned(), format!("gate {}", problem.gate)]
+        }
+        Pass::Backward { saved, dx, dwf, .. } => {
+            let mut launches = Vec::new();
+            if !saved {
+                launches.extend(["sgemm gate".to_owned(), "sgemm up".to_owned()]);
+            }
+            launches.push(format!("gate gradient of {}", problem.gate));
+            if dx.is_some() {
+                launches.extend(["sgemm dx gate".to_owned(), "sgemm dx up".to_owned()]);
+            }
+            if dwf.is_some() {
+                launches.extend(["sgemm dwf gate".to_owned(), "sgemm dwf up".to_owned()]);
+            }
+            launches
+        }
+    };
+    let pre = 2 * batch * hidden;
+    Plan::new("cpu matrixmultiply", launches, 0)
+        .note(format!("allocates {pre} floats of pre-activations on each call"))
+}
