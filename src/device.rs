@@ -49,8 +49,9 @@ impl FromStr for Device {
             "cpu" => Ok(Device::Cpu),
             "cuda" => Ok(Device::Cuda(0)),
             _ => {
-                let ordinal = name.strip_prefix("cuda:").ok_or_else(unknown)?;
-                ordinal.parse().map(Device::Cuda).map_err(|_| unknown())
+                let digits =
+                    name.strip_prefix("cuda:").filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+                digits.and_then(|digits| digits.parse().ok()).map(Device::Cuda).ok_or_else(unknown)
             }
         }
     }
@@ -63,7 +64,15 @@ pub trait Complete:
 }
 
 impl<B> Complete for B where
-    B: SwiGLU<f32> + SwiGLU<f16> + SwiGLU<bf16> + Dense<f32> + Dense<f16> + Dense<bf16> + Send + Sync + 'static
+    B: SwiGLU<f32>
+        + SwiGLU<f16>
+        + SwiGLU<bf16>
+        + Dense<f32>
+        + Dense<f16>
+        + Dense<bf16>
+        + Send
+        + Sync
+        + 'static
 {
 }
 
@@ -177,7 +186,10 @@ fn cuda_unavailable(ordinal: usize) -> Error {
 /// Why a CUDA device cannot run a job.
 #[cfg(not(feature = "cuda"))]
 fn cuda_unavailable(ordinal: usize) -> Error {
-    Error::Unavailable { device: format!("cuda:{ordinal}"), reason: "this build lacks the feature `cuda`".into() }
+    Error::Unavailable {
+        device: format!("cuda:{ordinal}"),
+        reason: "this build lacks the feature `cuda`".into(),
+    }
 }
 
 #[cfg(test)]
@@ -198,7 +210,7 @@ mod tests {
         for device in [Device::Auto, Device::Cpu, Device::Cuda(0), Device::Cuda(17)] {
             assert_eq!(device.to_string().parse::<Device>().ok(), Some(device));
         }
-        for name in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "CPU"] {
+        for name in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:+1", "CPU", "cuda:99999999999999999999"] {
             assert!(matches!(name.parse::<Device>(), Err(Error::Unavailable { .. })), "{name}");
         }
     }
@@ -206,7 +218,10 @@ mod tests {
     #[test]
     fn a_named_device_is_used_or_refused() {
         let refused = Device::Cuda(4096).run(Name);
-        assert!(matches!(refused, Err(Error::Unavailable { ref device, .. }) if device == "cuda:4096"), "{refused:?}");
+        assert!(
+            matches!(refused, Err(Error::Unavailable { ref device, .. }) if device == "cuda:4096"),
+            "{refused:?}"
+        );
     }
 
     #[cfg(feature = "cpu")]
@@ -215,7 +230,12 @@ mod tests {
         let name = Device::Auto.run(Name).unwrap_or_else(|e| panic!("{e}"));
         assert!(name.starts_with("cpu-"), "{name}");
         let available = Device::available();
-        assert!(available.iter().any(|entry| entry.device == Device::Cpu && entry.state.is_ok()), "{available:?}");
-        assert!(available.iter().any(|entry| matches!(entry.device, Device::Cuda(_)) && entry.state.is_err()));
+        assert!(
+            available.iter().any(|entry| entry.device == Device::Cpu && entry.state.is_ok()),
+            "{available:?}"
+        );
+        assert!(
+            available.iter().any(|entry| matches!(entry.device, Device::Cuda(_)) && entry.state.is_err())
+        );
     }
 }

@@ -2,8 +2,9 @@
 
 use std::process::ExitCode;
 
+use swiglu::Device;
+
 use crate::checkpoint::CheckpointError;
-use crate::cli::DeviceChoice;
 use crate::data::DataError;
 use crate::output::OutputError;
 
@@ -23,12 +24,12 @@ pub(crate) enum Error {
     #[error(transparent)]
     Output(#[from] OutputError),
     /// The device that the user asked for cannot be used, or failed.
-    #[error("device {device}: {reason}")]
+    #[error("device {device}: {source}")]
     Device {
         /// What `--device` said.
-        device: DeviceChoice,
+        device: Device,
         /// What the backend says about it.
-        reason: String,
+        source: swiglu::Error,
     },
 }
 

@@ -1,14 +1,16 @@
 //! Trains a SwiGLU classifier, 784 -> SwiGLU(hidden) -> 10, on MNIST or on digits drawn in code.
 
 #![forbid(unsafe_code)]
-#![allow(dead_code, reason = "the training loop, which uses the rest, is not written yet")]
 
+mod batches;
 mod checkpoint;
 mod cli;
 mod data;
 mod error;
+mod model;
 mod output;
 mod report;
+mod train;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -16,11 +18,14 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::checkpoint::Checkpoint;
-use crate::cli::Args;
+use crate::cli::{Args, DEFAULT_HIDDEN};
 use crate::data::{Dataset, Search};
 use crate::error::Error;
+use crate::model::Parameters;
 use crate::report::metrics::Metrics;
+use crate::report::plot::Curves;
 use crate::report::progress::Progress;
+use crate::train::Training;
 
 fn main() -> ExitCode {
     match run(&Args::parse()) {
@@ -43,8 +48,30 @@ fn run(args: &Args) -> Result<(), Error> {
         data.train.labels.len(),
         data.test.labels.len()
     ));
-    let _checkpoint = args.load.as_deref().map(|path| Checkpoint::load(path, args.hidden)).transpose()?;
-    let _metrics = open_outputs(args)?;
+    let checkpoint = args.load.as_deref().map(|path| Checkpoint::load(path, args.hidden)).transpose()?;
+    let metrics = open_outputs(args)?;
+    let parameters = match checkpoint {
+        Some(checkpoint) => checkpoint.into_parts(),
+        None => model::initial(args.hidden.unwrap_or(DEFAULT_HIDDEN), args.seed),
+    };
+    let training = Training { args, data: &data, parameters, metrics, progress: Progress::new(args.quiet) };
+    let unavailable = |source| Error::Device { device: args.device, source };
+    let trained = args.device.run(training).map_err(unavailable)??;
+    keep(args, trained.parameters, &trained.curves)?;
+    progress.result(format_args!("test accuracy {}", trained.test));
+    Ok(())
+}
+
+/// Writes the files that were asked for.
+fn keep(args: &Args, parameters: Parameters, curves: &Curves) -> Result<(), Error> {
+    if let Some(path) = &args.plot {
+        curves.save(path)?;
+    }
+    if let Some(path) = &args.save {
+        let [wf, bias, head, head_bias] = parameters;
+        let checkpoint = Checkpoint::new(wf, bias, head, head_bias).map_err(|problem| problem.at(path))?;
+        checkpoint.save(path)?;
+    }
     Ok(())
 }
 

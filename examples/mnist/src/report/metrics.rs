@@ -23,9 +23,9 @@ impl Metrics {
         Ok(Self { path: path.to_owned(), file })
     }
 
-    /// Adds the line of one epoch.
-    pub(crate) fn write(&mut self, report: &EpochReport) -> Result<(), OutputError> {
-        let line = serde_json::to_vec(&Line::from(report)).map_err(io::Error::from);
+    /// Adds the line of one epoch, whose steps had these losses.
+    pub(crate) fn write(&mut self, report: &EpochReport, losses: &[f32]) -> Result<(), OutputError> {
+        let line = serde_json::to_vec(&Line::new(report, losses)).map_err(io::Error::from);
         line.and_then(|mut line| {
             line.push(b'\n');
             self.file.write_all(&line)
@@ -35,7 +35,7 @@ impl Metrics {
 }
 
 #[derive(Serialize)]
-struct Line {
+struct Line<'a> {
     epoch: u32,
     train_loss: f32,
     /// The bits of `train_loss`: JSON has no NaN, and runs are compared bit for bit.
@@ -44,10 +44,12 @@ struct Line {
     test_accuracy: f64,
     seconds: f64,
     samples_per_second: f64,
+    /// Of each step.
+    losses: &'a [f32],
 }
 
-impl From<&EpochReport> for Line {
-    fn from(report: &EpochReport) -> Self {
+impl<'a> Line<'a> {
+    fn new(report: &EpochReport, losses: &'a [f32]) -> Self {
         Self {
             epoch: report.epoch,
             train_loss: report.train_loss,
@@ -56,6 +58,7 @@ impl From<&EpochReport> for Line {
             test_accuracy: report.test.fraction(),
             seconds: report.seconds,
             samples_per_second: report.samples_per_second(),
+            losses,
         }
     }
 }
@@ -72,7 +75,7 @@ mod tests {
         let path = folder.path().join("metrics.jsonl");
         let mut metrics = Metrics::create(&path).expect("a new file");
         for report in reports {
-            metrics.write(report).expect("an open file takes lines");
+            metrics.write(report, &[0.5, 0.25]).expect("an open file takes lines");
         }
         fs::read_to_string(&path).expect("was written")
     }
@@ -81,7 +84,7 @@ mod tests {
     fn an_epoch_is_one_json_line() {
         let line = concat!(
             r#"{"epoch":2,"train_loss":0.12345679,"train_loss_bits":"0x3dfcd6ea","train_accuracy":0.9,"#,
-            r#""test_accuracy":0.95,"seconds":0.5,"samples_per_second":2000.0}"#,
+            r#""test_accuracy":0.95,"seconds":0.5,"samples_per_second":2000.0,"losses":[0.5,0.25]}"#,
             "\n"
         );
         assert_eq!(lines(&[REPORT, REPORT]), [line, line].concat());

@@ -1,0 +1,232 @@
+//! 784 -> SwiGLU(hidden) -> 10 with biases, on any backend, and one training step of it.
+
+use ndarray::Array2;
+use swiglu::{
+    AdamW, Complete, FusedSwiGLU, Gradient, LossTargets, MatMut, MatRef, Matrix, Op, Optimizer,
+    Orientation, Result, Saved, Target, WeightGrad,
+};
+
+use crate::batches::uniform;
+use crate::data::{CLASSES, PIXELS};
+
+/// Parameters, their gradients and what the optimizer keeps.
+pub(crate) struct Model<B: Complete> {
+    backend: B,
+    gated: FusedSwiGLU<f32, B>,
+    gated_optimizers: Vec<Optimizer<B::Memory>>,
+    head: Linear<B>,
+    trained: bool,
+}
+
+/// A linear layer: y = z . weight + bias.
+struct Linear<B: Complete> {
+    weight: Matrix<f32, B::Memory>,
+    bias: Matrix<f32, B::Memory>,
+    dweight: Matrix<f32, B::Memory>,
+    dbias: Matrix<f32, B::Memory>,
+    optimizers: [Optimizer<B::Memory>; 2],
+}
+
+/// Everything that a step writes besides the parameters, made once and used in every step.
+pub(crate) struct Buffers<B: Complete> {
+    x: Matrix<f32, B::Memory>,
+    labels: Matrix<u32, B::Memory>,
+    z: Matrix<f32, B::Memory>,
+    dz: Matrix<f32, B::Memory>,
+    logits: Matrix<f32, B::Memory>,
+    dlogits: Matrix<f32, B::Memory>,
+    saved: Saved<f32, B::Memory>,
+    /// One column for each step of an epoch: nothing is read back in between.
+    losses: Matrix<f32, B::Memory>,
+    correct: Matrix<u32, B::Memory>,
+}
+
+/// Losses and hits of the steps of an epoch.
+#[derive(Debug)]
+pub(crate) struct Tally {
+    /// The mean loss of each step.
+    pub(crate) losses: Vec<f32>,
+    /// Samples whose class was found, over all steps.
+    pub(crate) correct: usize,
+}
+
+/// The numbers that a model consists of, on the host.
+pub(crate) type Parameters = [Array2<f32>; 4];
+
+/// Random parameters.
+pub(crate) fn initial(hidden: usize, seed: u64) -> Parameters {
+    let drawn = |rows, cols, seed| {
+        let mut weights = Array2::zeros((rows, cols));
+        uniform(weights.view_mut(), seed);
+        weights
+    };
+    [
+        drawn(PIXELS, 2 * hidden, seed),
+        Array2::zeros((1, 2 * hidden)),
+        drawn(hidden, CLASSES, seed.wrapping_add(1)),
+        Array2::zeros((1, CLASSES)),
+    ]
+}
+
+impl<B: Complete> Linear<B> {
+    fn load(backend: &B, weight: &Array2<f32>, bias: &Array2<f32>) -> Result<Self> {
+        let (weight, bias) = (upload(backend, weight)?, upload(backend, bias)?);
+        let optimizers = [backend.optimizer(weight.view())?, backend.optimizer(bias.view())?];
+        let (dweight, dbias) = (backend.zeros(weight.rows(), weight.cols())?, backend.zeros(1, bias.cols())?);
+        Ok(Self { weight, bias, dweight, dbias, optimizers })
+    }
+
+    fn forward(
+        &self,
+        backend: &B,
+        z: MatRef<'_, f32, B::Memory>,
+        mut y: MatMut<'_, f32, B::Memory>,
+    ) -> Result<()> {
+        backend.matmul((z, Op::N), (self.weight.view(), Op::N), Target::write(y.view_mut()))?;
+        backend.add_bias(self.bias.view(), y)
+    }
+
+    /// The gradients of weight and bias.
+    fn backward(
+        &mut self,
+        backend: &B,
+        z: MatRef<'_, f32, B::Memory>,
+        dy: MatRef<'_, f32, B::Memory>,
+    ) -> Result<()> {
+        backend.matmul((z, Op::T), (dy, Op::N), Target::write(&mut self.dweight))?;
+        backend.column_sums(dy, Target::write(&mut self.dbias))
+    }
+
+    fn step(&mut self, backend: &B, hyper: AdamW) -> Result<()> {
+        let [weight, bias] = &mut self.optimizers;
+        backend.adamw(hyper, Gradient::Same(self.dweight.view()), weight, self.weight.view_mut())?;
+        backend.adamw(hyper, Gradient::Same(self.dbias.view()), bias, self.bias.view_mut())
+    }
+}
+
+impl<B: Complete> Model<B> {
+    /// Uploads parameters.
+    pub(crate) fn load(backend: &B, parameters: &Parameters, weight_grad: WeightGrad) -> Result<Self> {
+        let [wf, bias, head, head_bias] = parameters;
+        let mut gated = FusedSwiGLU::load(backend, wf.try_into()?, Orientation::InOut)?
+            .bias(bias.try_into()?)?
+            .weight_grad(weight_grad)?;
+        let gated_optimizers = gated.optimizers()?;
+        let head = Linear::load(backend, head, head_bias)?;
+        let trained = weight_grad != WeightGrad::Frozen;
+        Ok(Self { backend: backend.clone(), gated, gated_optimizers, head, trained })
+    }
+
+    /// Downloads the parameters.
+    pub(crate) fn parameters(&self) -> Result<Parameters> {
+        let (wf, bias) = self.gated.save()?;
+        let bias = bias.map_or_else(|| Matrix::host_zeros(1, 2 * self.gated.hidden()), Ok)?;
+        let head = self.backend.download(&self.head.weight)?;
+        let head_bias = self.backend.download(&self.head.bias)?;
+        Ok([wf.into_array(), bias.into_array(), head.into_array(), head_bias.into_array()])
+    }
+
+    /// Buffers for batches of up to `batch` samples and epochs of up to `steps` steps.
+    pub(crate) fn buffers(&self, batch: usize, steps: usize) -> Result<Buffers<B>> {
+        let (backend, hidden) = (&self.backend, self.gated.hidden());
+        Ok(Buffers {
+            x: backend.zeros(batch, PIXELS)?,
+            labels: backend.zeros(batch, 1)?,
+            z: backend.zeros(batch, hidden)?,
+            dz: backend.zeros(batch, hidden)?,
+            logits: backend.zeros(batch, CLASSES)?,
+            dlogits: backend.zeros(batch, CLASSES)?,
+            saved: self.gated.saved(batch)?,
+            losses: backend.zeros(1, steps)?,
+            correct: backend.zeros(1, steps)?,
+        })
+    }
+
+    /// Uploads the first `batch` rows of a batch.
+    pub(crate) fn upload(
+        &self,
+        buffers: &mut Buffers<B>,
+        batch: usize,
+        x: &Array2<f32>,
+        labels: &Array2<u32>,
+    ) -> Result<()> {
+        let x = MatRef::try_from(x)?.sub(0..batch, 0..PIXELS)?;
+        let labels = MatRef::try_from(labels)?.sub(0..batch, 0..1)?;
+        self.backend.copy_in(x, buffers.x.view_mut().sub(0..batch, 0..PIXELS)?)?;
+        self.backend.copy_in(labels, buffers.labels.view_mut().sub(0..batch, 0..1)?)
+    }
+
+    /// One step on the first `batch` rows of the uploaded batch; its loss goes to column `step`.
+    pub(crate) fn train(
+        &mut self,
+        buffers: &mut Buffers<B>,
+        batch: usize,
+        step: usize,
+        hyper: AdamW,
+    ) -> Result<()> {
+        let Self { backend, gated, gated_optimizers, head, trained } = self;
+        let hidden = gated.hidden();
+        let x = buffers.x.view().sub(0..batch, 0..PIXELS)?;
+        let labels = buffers.labels.view().sub(0..batch, 0..1)?;
+        let mut z = buffers.z.view_mut().sub(0..batch, 0..hidden)?;
+        let mut logits = buffers.logits.view_mut().sub(0..batch, 0..CLASSES)?;
+        let mut dlogits = buffers.dlogits.view_mut().sub(0..batch, 0..CLASSES)?;
+        if *trained {
+            gated.forward_train_into(x, z.view_mut(), &mut buffers.saved)?;
+        } else {
+            gated.forward_into(x, z.view_mut())?;
+        }
+        head.forward(backend, z.view(), logits.view_mut())?;
+        let targets = LossTargets {
+            loss: buffers.losses.view_mut().sub(0..1, step..step + 1)?,
+            correct: Some(buffers.correct.view_mut().sub(0..1, step..step + 1)?),
+            dlogits: Some(dlogits.view_mut()),
+        };
+        backend.cross_entropy(logits.view(), labels, targets)?;
+        head.backward(backend, z.view(), dlogits.view())?;
+        if *trained {
+            let mut dz = buffers.dz.view_mut().sub(0..batch, 0..hidden)?;
+            let to = Target::write(dz.view_mut());
+            backend.matmul((dlogits.view(), Op::N), (head.weight.view(), Op::T), to)?;
+            gated.backward(x, dz.view(), &mut buffers.saved, None)?;
+        }
+        head.step(backend, hyper)?;
+        for (parameter, optimizer) in gated.parameters().zip(gated_optimizers) {
+            backend.adamw(hyper, Gradient::F32(parameter.gradient), optimizer, parameter.value)?;
+        }
+        Ok(())
+    }
+
+    /// Loss and hits of the uploaded batch, without learning from it.
+    pub(crate) fn evaluate(&self, buffers: &mut Buffers<B>, batch: usize, step: usize) -> Result<()> {
+        let hidden = self.gated.hidden();
+        let mut z = buffers.z.view_mut().sub(0..batch, 0..hidden)?;
+        let mut logits = buffers.logits.view_mut().sub(0..batch, 0..CLASSES)?;
+        self.gated.forward_into(buffers.x.view().sub(0..batch, 0..PIXELS)?, z.view_mut())?;
+        self.head.forward(&self.backend, z.view(), logits.view_mut())?;
+        let targets = LossTargets {
+            loss: buffers.losses.view_mut().sub(0..1, step..step + 1)?,
+            correct: Some(buffers.correct.view_mut().sub(0..1, step..step + 1)?),
+            dlogits: None,
+        };
+        self.backend.cross_entropy(logits.view(), buffers.labels.view().sub(0..batch, 0..1)?, targets)
+    }
+
+    /// Reads back the loss of one step; waits for it.
+    pub(crate) fn loss(&self, buffers: &Buffers<B>, step: usize) -> Result<f32> {
+        let loss = self.backend.download(buffers.losses.view().sub(0..1, step..step + 1)?)?;
+        Ok(loss.into_array()[[0, 0]])
+    }
+
+    /// Reads back losses and hits of the first `steps` steps.
+    pub(crate) fn tally(&self, buffers: &Buffers<B>, steps: usize) -> Result<Tally> {
+        let losses = self.backend.download(buffers.losses.view().sub(0..1, 0..steps)?)?;
+        let correct = self.backend.download(buffers.correct.view().sub(0..1, 0..steps)?)?;
+        let correct = correct.into_array().iter().map(|&hits| hits as usize).sum();
+        Ok(Tally { losses: losses.into_array().into_iter().collect(), correct })
+    }
+}
+
+fn upload<B: Complete>(backend: &B, array: &Array2<f32>) -> Result<Matrix<f32, B::Memory>> {
+    backend.upload(MatRef::try_from(array)?)
+}

@@ -1,0 +1,142 @@
+//! The training: epochs of steps, written once for every backend.
+
+use std::time::Instant;
+
+use swiglu::{AdamW, Complete, Job, Result, Unfused, WeightGrad};
+
+use crate::batches::{Batches, buffers};
+use crate::cli::Args;
+use crate::data::{Dataset, Split};
+use crate::error::Error;
+use crate::model::{Buffers, Model, Parameters, Tally};
+use crate::report::metrics::Metrics;
+use crate::report::plot::Curves;
+use crate::report::progress::Progress;
+use crate::report::{EpochReport, Score};
+
+/// A training run that only lacks a backend.
+pub(crate) struct Training<'a> {
+    pub(crate) args: &'a Args,
+    pub(crate) data: &'a Dataset,
+    pub(crate) parameters: Parameters,
+    pub(crate) metrics: Option<Metrics>,
+    pub(crate) progress: Progress,
+}
+
+/// What a run leaves behind.
+pub(crate) struct Trained {
+    pub(crate) parameters: Parameters,
+    pub(crate) curves: Curves,
+    pub(crate) test: Score,
+}
+
+impl Job for Training<'_> {
+    type Output = Result<Trained, Error>;
+
+    fn run<B: Complete>(self, backend: B) -> Self::Output {
+        if self.args.unfused { self.on(Unfused(backend)) } else { self.on(backend) }
+    }
+}
+
+impl Training<'_> {
+    fn on<B: Complete>(mut self, backend: B) -> Result<Trained, Error> {
+        let device = self.args.device;
+        let failed = |source| Error::Device { device, source };
+        self.progress.line(format_args!("device: {}", backend.name()));
+        let mut run = Run::new(backend, &self).map_err(failed)?;
+        let mut curves = Curves::default();
+        let mut test = run.test(&self.data.test).map_err(failed)?;
+        for epoch in 1..=self.args.epochs {
+            let started = Instant::now();
+            let tally = run.epoch(&mut self, epoch).map_err(failed)?;
+            let seconds = started.elapsed().as_secs_f64();
+            test = run.test(&self.data.test).map_err(failed)?;
+            let samples = self.data.train.labels.len();
+            let report = EpochReport {
+                epoch,
+                train_loss: mean_loss(&tally.losses, samples, self.args.batch_size),
+                train: Score { correct: tally.correct, total: samples },
+                test,
+                seconds,
+            };
+            self.progress.finish_epoch(&report);
+            if let Some(metrics) = &mut self.metrics {
+                metrics.write(&report, &tally.losses)?;
+            }
+            curves.losses.extend(&tally.losses);
+            curves.test_accuracy.push(test.fraction());
+        }
+        Ok(Trained { parameters: run.model.parameters().map_err(failed)?, curves, test })
+    }
+}
+
+/// The mean over samples from the means over batches, of which the last may be shorter. In f64 and in order: the same
+/// steps give the same bits.
+fn mean_loss(losses: &[f32], samples: usize, batch_size: usize) -> f32 {
+    let weighted = losses.iter().enumerate().map(|(step, &loss)| {
+        let batch = batch_size.min(samples - step * batch_size);
+        f64::from(loss) * batch as f64
+    });
+    (weighted.sum::<f64>() / samples.max(1) as f64) as f32
+}
+
+/// A model on its backend, and the buffers of its steps.
+struct Run<'a, B: Complete> {
+    model: Model<B>,
+    device: Buffers<B>,
+    train: Batches<'a>,
+    hyper: AdamW,
+    batch_size: usize,
+}
+
+impl<'a, B: Complete> Run<'a, B> {
+    fn new(backend: B, training: &Training<'a>) -> Result<Self> {
+        let (args, data) = (training.args, training.data);
+        let model = Model::load(&backend, &training.parameters, WeightGrad::from(args.weight_grad))?;
+        let samples = data.train.labels.len().max(data.test.labels.len());
+        let device = model.buffers(args.batch_size, samples.div_ceil(args.batch_size))?;
+        let train = Batches::new(&data.train);
+        Ok(Self { model, device, train, hyper: AdamW::new(args.lr), batch_size: args.batch_size })
+    }
+
+    fn epoch(&mut self, training: &mut Training<'_>, epoch: u32) -> Result<Tally> {
+        let Self { model, device, train, hyper, batch_size } = self;
+        let (mut x, mut labels) = buffers(*batch_size);
+        let steps = train.samples().div_ceil(*batch_size);
+        train.shuffle(training.args.seed, epoch);
+        training.progress.start_epoch(epoch, training.args.epochs, steps);
+        for (step, range) in train.ranges(*batch_size).enumerate() {
+            let batch = range.len();
+            train.gather(range, &mut x, &mut labels);
+            model.upload(device, batch, &x, &labels)?;
+            model.train(device, batch, step, *hyper)?;
+            training.progress.step(|| model.loss(device, step).unwrap_or(f32::NAN));
+        }
+        model.tally(device, steps)
+    }
+
+    fn test(&mut self, split: &Split) -> Result<Score> {
+        let batches = Batches::new(split);
+        let (mut x, mut labels) = buffers(self.batch_size);
+        for (step, range) in batches.ranges(self.batch_size).enumerate() {
+            let batch = range.len();
+            batches.gather(range, &mut x, &mut labels);
+            self.model.upload(&mut self.device, batch, &x, &labels)?;
+            self.model.evaluate(&mut self.device, batch, step)?;
+        }
+        let steps = batches.samples().div_ceil(self.batch_size);
+        let correct = self.model.tally(&self.device, steps)?.correct;
+        Ok(Score { correct, total: batches.samples() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_batch_weighs_less() {
+        assert_eq!(mean_loss(&[1.0, 4.0], 3, 2), 2.0);
+        assert_eq!(mean_loss(&[], 0, 2), 0.0);
+    }
+}

@@ -1,0 +1,157 @@
+//! What checks say.
+
+use std::fmt;
+
+use crate::case::Case;
+
+/// The worst error of one grade, relative to its bound.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Worst {
+    /// error / bound.
+    pub ratio: f64,
+    /// Which element of which output.
+    pub at: String,
+    /// The case it was in.
+    pub case: Option<Case>,
+}
+
+impl Worst {
+    pub(crate) fn raise(&mut self, other: &Self) {
+        if other.ratio > self.ratio {
+            *self = other.clone();
+        }
+    }
+}
+
+impl fmt::Display for Worst {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.4}", self.ratio)?;
+        if !self.at.is_empty() {
+            write!(f, " at {}", self.at)?;
+        }
+        match &self.case {
+            Some(case) => write!(f, " of `{case}`"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What one or more checks measured.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Report {
+    /// Cases that ran.
+    pub cases: u64,
+    /// Outputs that were compared with the oracle, element by element.
+    pub elements: u64,
+    /// Elements among them whose bound is infinite, because an intermediate may overflow.
+    pub unbound: u64,
+    /// Worst error relative to the bound that is proved.
+    pub hard: Worst,
+    /// Worst error relative to the bound that is probable.
+    pub watch: Worst,
+    /// What was left out, and why; each once.
+    pub notes: Vec<String>,
+}
+
+impl Report {
+    /// Adds what another check measured.
+    pub fn merge(&mut self, other: &Self) {
+        self.cases += other.cases;
+        self.elements += other.elements;
+        self.unbound += other.unbound;
+        self.hard.raise(&other.hard);
+        self.watch.raise(&other.watch);
+        for note in &other.notes {
+            self.note(note);
+        }
+    }
+
+    pub(crate) fn note(&mut self, note: &str) {
+        if !self.notes.iter().any(|known| known == note) {
+            self.notes.push(note.to_owned());
+        }
+    }
+
+    /// One case.
+    pub(crate) fn of_case(mut self, case: &Case) -> Self {
+        self.cases += 1;
+        for worst in [&mut self.hard, &mut self.watch] {
+            if worst.ratio > 0.0 && worst.case.is_none() {
+                worst.case = Some(*case);
+            }
+        }
+        self
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} cases, {} elements", self.cases, self.elements)?;
+        if self.unbound > 0 {
+            write!(f, " ({} not bound)", self.unbound)?;
+        }
+        write!(f, "; err/HARD {}; err/WATCH {}", self.hard, self.watch)?;
+        for note in &self.notes {
+            write!(f, "; {note}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Why a check failed.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// What is wrong, with the numbers.
+    pub message: String,
+    /// In which case.
+    pub case: Option<Case>,
+    /// The command that shows it again; empty until the suite fills it in.
+    pub reproducer: String,
+}
+
+impl Failure {
+    /// A failure with this message.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), case: None, reproducer: String::new() }
+    }
+
+    /// The same, in a case.
+    #[must_use]
+    pub fn of_case(mut self, case: &Case) -> Self {
+        self.case = self.case.or(Some(*case));
+        self
+    }
+
+    /// The same, in front of which something else is said.
+    #[must_use]
+    pub fn context(mut self, context: impl fmt::Display) -> Self {
+        self.message = format!("{context}: {}", self.message);
+        self
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        if let Some(case) = &self.case {
+            write!(f, "\n  case: {case}")?;
+        }
+        if !self.reproducer.is_empty() {
+            write!(f, "\n  again: {}", self.reproducer)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl From<swiglu_core::Error> for Failure {
+    fn from(error: swiglu_core::Error) -> Self {
+        Self::new(format!("unexpected error: {error}"))
+    }
+}
+
+/// Fails with a message unless something holds.
+pub(crate) fn ensure(holds: bool, message: impl FnOnce() -> String) -> Result<(), Failure> {
+    if holds { Ok(()) } else { Err(Failure::new(message())) }
+}
