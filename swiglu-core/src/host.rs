@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, ShapeBuilder};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Ix2, ShapeBuilder, StrideShape};
 
 use crate::element::Scalar;
 use crate::error::{Error, Result};
@@ -86,6 +86,14 @@ fn layout_of((rows, cols): (usize, usize), strides: &[isize]) -> Result<Layout> 
     }
 }
 
+/// A layout in ndarray's words. An array without elements passes ndarray's aliasing check when its empty axis has the
+/// smallest stride.
+fn stride_shape(layout: Layout) -> StrideShape<Ix2> {
+    let (rows, cols) = layout.shape();
+    let strides = if layout.span() == 0 { (rows.min(1), cols.min(1)) } else { (layout.row_stride(), 1) };
+    (rows, cols).strides(strides)
+}
+
 impl<'a, T: Scalar> TryFrom<ArrayView2<'a, T>> for MatRef<'a, T, Host> {
     type Error = Error;
 
@@ -150,9 +158,8 @@ impl<'a, T: Scalar> MatRef<'a, T, Host> {
 
     /// The view as an ndarray.
     pub fn array(self) -> ArrayView2<'a, T> {
-        let shape = self.shape().strides((self.row_stride(), 1));
         // SAFETY: whoever made this view vouched for its elements during 'a; Layout keeps the span within isize.
-        unsafe { ArrayView2::from_shape_ptr(shape, self.ptr().get()) }
+        unsafe { ArrayView2::from_shape_ptr(stride_shape(self.layout()), self.ptr().get()) }
     }
 
     /// One row as a slice; `None` past the last.
@@ -182,10 +189,9 @@ impl<'a, T: Scalar> MatMut<'a, T, Host> {
 
     /// The view as an ndarray.
     pub fn array_mut(self) -> ArrayViewMut2<'a, T> {
-        let shape = self.shape().strides((self.row_stride(), 1));
         // SAFETY: whoever made this view vouched for exclusive access to its elements during 'a, it is consumed here,
         // and Layout keeps rows apart and the span within isize.
-        unsafe { ArrayViewMut2::from_shape_ptr(shape, self.ptr().get()) }
+        unsafe { ArrayViewMut2::from_shape_ptr(stride_shape(self.layout()), self.ptr().get()) }
     }
 
     /// One row as a slice; `None` past the last.
@@ -296,6 +302,13 @@ mod tests {
         {
             let view = MatRef::try_from(part).unwrap_or_else(|e| panic!("{e}"));
             assert_eq!(view.array(), part);
+        }
+        for (rows, cols, stride) in [(0, 0, 0), (2, 0, 0), (2, 0, 7), (0, 3, 3), (3, 1, 1)] {
+            let layout = Layout::strided(rows, cols, stride).unwrap_or_else(|e| panic!("{e}"));
+            let mut data = [0.0f32; 8];
+            let view = MatMut::from_slice(&mut data, layout).unwrap_or_else(|e| panic!("{e}"));
+            assert_eq!(view.view().array().dim(), (rows, cols));
+            assert_eq!(view.array_mut().dim(), (rows, cols));
         }
     }
 

@@ -187,13 +187,13 @@ impl Model {
         })
     }
 
-    /// What dG and dU are off by, for g and u that are off by `e_g` and `e_u`.
+    /// What dG and dU are off by, for g, u and dz that are off by `e_g`, `e_u` and `e_dz`.
     pub fn cotangents(
         &self,
         gate: Gate,
         (g, e_g): (&Real, &Real),
         (u, e_u): (&Real, &Real),
-        dz: &Real,
+        (dz, e_dz): (&Real, Option<&Real>),
     ) -> CotangentError {
         let zeros = || Real::zeros(g.dim());
         let mut error = CotangentError { gate: zeros(), up: zeros(), gate_store: zeros(), up_store: zeros() };
@@ -203,6 +203,7 @@ impl Model {
             let (by_g, by_u) = f.partials();
             let off_g = f.a_slope.abs() * s.b + f.b.abs() * s.a_slope + s.a_slope * s.b;
             let off_u = f.a.abs() * s.b_slope + f.b_slope.abs() * s.a + s.a * s.b_slope;
+            let dz = (dz, e_dz.map_or(0.0, |e| e[at]));
             (error.gate[at], error.gate_store[at]) = self.cotangent(dz, by_g, off_g);
             (error.up[at], error.up_store[at]) = self.cotangent(dz, by_u, off_u);
         }
@@ -210,11 +211,11 @@ impl Model {
     }
 
     /// dz times a partial derivative that is off by `e`; and one rounding to T.
-    fn cotangent(&self, dz: f64, partial: f64, e: f64) -> (f64, f64) {
+    fn cotangent(&self, (dz, e_dz): (f64, f64), partial: f64, e: f64) -> (f64, f64) {
         let limit = f64::from(f32::MAX);
         let e = unless_overflow(e, partial, limit);
         let value = dz * partial;
-        let off = dz.abs() * (e + TINY);
+        let off = (dz.abs() + e_dz) * (e + TINY) + partial.abs() * e_dz;
         let off = off + 3.0 * U32 * (value.abs() + off) + TINY;
         // A NaN from 0 * infinity counts as overflow.
         let off = if off.is_nan() { f64::INFINITY } else { unless_overflow(off, value, limit) };
@@ -355,9 +356,9 @@ mod tests {
     fn overflow_unbinds() {
         let model = model(Dtype::F16);
         assert_eq!(model.sum(Grade::Hard, 10, 1e39, 0.0), f64::INFINITY);
-        let (off, _) = model.cotangent(60_000.0, 1.2, 1e-7);
+        let (off, _) = model.cotangent((60_000.0, 0.0), 1.2, 1e-7);
         assert_eq!(off, f64::INFINITY);
-        let (off, store) = model.cotangent(60.0, 1.2, 1e-7);
+        let (off, store) = model.cotangent((60.0, 0.0), 1.2, 1e-7);
         assert!(off < 1e-4 && store > 0.03 && store < 0.04, "{off} {store}");
     }
 

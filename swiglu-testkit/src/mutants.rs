@@ -134,7 +134,7 @@ const CHOSEN: [&str; 26] = [
     "m0k5d7 bf16 OutIn split pad0 swiglu bias input dwf32 dbias32 normal s8",
     "m4k0d3 f32 InOut packed pad1 swiglu bias pre dx dwf dbias normal s9",
     "m9k17d11 f32 InOut packed pad4 reglu pre dx dwf integers s10",
-    "m6k8d7 f16 OutIn packed pad0 reglu input dx+ dwf32 integers s23",
+    "m6k8d7 f16 OutIn packed pad0 reglu pre dx+ dwf32 integers s23",
     "m9k17d11 bf16 InOut split pad0 reglu bias pre dx dwf+ sparse s11",
     "m7k33d10 f32 InOut packed pad7 geglu-erf bias pre dx dwf normal s12",
     "m7k33d10 bf16 OutIn packed pad1 geglu-erf input dx dwf dbias normal s13",

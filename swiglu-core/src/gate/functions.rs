@@ -122,7 +122,7 @@ impl GateFunction for GegluErf {
         let phi = Self::phi(g);
         let c = Self::clamp_left(g);
         let c = if c > Self::END { Self::END } else { c };
-        let slope = phi + c * (Self::DENSITY * exp_negative(-0.5 * c * c));
+        let slope = phi + exp_negative(-0.5 * c * c, c * Self::DENSITY);
         (u * slope, Self::clamp_left(g) * phi)
     }
 }

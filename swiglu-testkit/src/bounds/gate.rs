@@ -149,8 +149,10 @@ pub(super) fn spread(
         }
         _ => {}
     }
-    a += U * value_units * (f.a.abs() + a) + 2.0 * TINY;
-    a_slope += U * slope_units + 2.0 * TINY;
+    // Phi and its density may be subnormal, and rounded, before they are multiplied by g.
+    let tiny = TINY * if gate == Gate::GegluErf { 2.0 + g.abs() + e_g } else { 2.0 };
+    a += U * value_units * (f.a.abs() + a) + tiny;
+    a_slope += U * slope_units + tiny;
     Spread { a, a_slope, b, b_slope }
 }
 

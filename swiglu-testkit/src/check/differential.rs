@@ -31,10 +31,11 @@ pub(crate) struct BackwardOutputs {
 }
 
 /// What gradients are added to, all in the element type.
+#[derive(Clone)]
 pub(crate) struct Olds<T> {
-    dx: Array2<T>,
-    dwf: (Array2<T>, Array2<T>),
-    dbias: Array2<T>,
+    pub(crate) dx: Array2<T>,
+    pub(crate) dwf: (Array2<T>, Array2<T>),
+    pub(crate) dbias: Array2<T>,
 }
 
 impl<T: Value> Olds<T> {
@@ -228,6 +229,7 @@ impl Pre {
     }
 }
 
+/// Saved pre-activations and z against the oracle.
 fn check_forward<T: Value>(
     case: &Case,
     config: &Config,
@@ -249,7 +251,8 @@ fn check_forward<T: Value>(
     Ok(())
 }
 
-fn check_backward<T: Value>(
+/// Every gradient against the oracle.
+pub(crate) fn check_backward<T: Value>(
     case: &Case,
     config: &Config,
     (operands, dz): (&Operands, &Real),
@@ -268,7 +271,7 @@ fn check_backward<T: Value>(
     let d = cotangents(operands.gate, &pre.g, &pre.u, dz);
     let error = |grade| {
         let errors = pre.errors(grade);
-        model.cotangents(operands.gate, (&pre.g, &errors.0), (&pre.u, &errors.1), dz)
+        model.cotangents(operands.gate, (&pre.g, &errors.0), (&pre.u, &errors.1), (dz, None))
     };
     let (hard, watch) = (error(Grade::Hard), error(Grade::Watch));
     let error = |grade| if grade == Grade::Hard { &hard } else { &watch };

@@ -1,0 +1,15 @@
+//! The testkit's suite on the CPU backend: the best instruction set of the machine, or the one that `SWIGLU_ISA` names.
+
+use swiglu_cpu::Cpu;
+use swiglu_testkit::bounds::Rounding;
+use swiglu_testkit::Config;
+
+swiglu_testkit::suite! {
+    backend: Cpu::new(),
+    config: Config {
+        composed: Rounding::Fused,
+        orientation_invariant: true,
+        zero_column_invariant: true,
+        ..Config::cpu("swiglu-cpu", "suite")
+    },
+}
