@@ -3,8 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use half::{bf16, f16};
-use swiglu_core::{Dense, Error, Result, SwiGLU};
+use swiglu_core::{Dense, Error, Result, SwiGLU, bf16, f16};
 
 /// A device to run on.
 ///

@@ -30,7 +30,6 @@
 mod device;
 
 pub use device::{Availability, Complete, Device, Job};
-pub use half::{bf16, f16};
 pub use swiglu_core::*;
 #[cfg(feature = "cpu")]
 pub use swiglu_cpu::{Cpu, Isa};

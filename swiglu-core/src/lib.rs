@@ -50,6 +50,8 @@ pub use element::{Dtype, Element, Scalar};
 pub use error::{Error, Result};
 pub use gate::{Gate, GateFunction, GateVisitor};
 pub use gradients::{Gradients, Halves, Out, Target};
+#[doc(no_inline)]
+pub use half::{bf16, f16};
 pub use host::{Host, HostPtr};
 pub use layer::{FusedSwiGLU, Parameter, WeightGrad};
 pub use layout::Layout;

@@ -65,11 +65,18 @@ pub(crate) struct Store<'a, S: Element> {
     pub(crate) add: bool,
 }
 
-/// One row of accumulators to one row of a matrix.
+/// Narrows as many of `from` as `to` holds. All of them is the rule, and then the length is a constant where this is
+/// inlined: a vector store in place of a call to copy a few bytes.
+#[inline(always)]
+fn put_row<S: Element>(from: &[f32], to: &mut [S]) {
+    if to.len() == from.len() { S::narrow(from, &mut to[..from.len()]) } else { S::narrow(from, to) }
+}
+
+/// As [`put_row`], added to what is there when `add` is set.
 #[inline(always)]
 fn store_row<S: Element>(from: &[f32], add: bool, to: &mut [S]) {
     if !add {
-        return S::narrow(from, to);
+        return put_row(from, to);
     }
     let mut sum = [0.0; MAX_NR];
     let sum = &mut sum[..to.len()];
@@ -218,10 +225,10 @@ impl<T: Element> Output for GateStore<'_, T> {
             let [g, u] = pre_activations::<K>(c, &bias);
             let mut h = [0.0; MAX_NR / 2];
             gate::values(self.gate, &g[..half], &u[..half], &mut h[..half]);
-            T::narrow(&h, part(&mut self.z, row, cols.clone()));
+            put_row(&h[..half], part(&mut self.z, row, cols.clone()));
             if let Some((pre_gate, pre_up)) = &mut self.pre {
-                T::narrow(&g, part(pre_gate, row, cols.clone()));
-                T::narrow(&u, part(pre_up, row, cols.clone()));
+                put_row(&g[..half], part(pre_gate, row, cols.clone()));
+                put_row(&u[..half], part(pre_up, row, cols.clone()));
             }
         }
     }
@@ -264,8 +271,8 @@ impl<T: Element> Output for GateGradientStore<'_, T> {
             let mut dz = [0.0; MAX_NR / 2];
             T::widen(part_ref(self.dz, row, cols.clone()), &mut dz);
             gate::gradients(self.gate, &dz[..half], &mut g[..half], &mut u[..half]);
-            f32::narrow(&g, part(&mut self.dgate, row, cols.clone()));
-            f32::narrow(&u, part(&mut self.dup, row, cols.clone()));
+            put_row(&g[..half], part(&mut self.dgate, row, cols.clone()));
+            put_row(&u[..half], part(&mut self.dup, row, cols.clone()));
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The testkit's suite on the CPU backend: the best instruction set of the machine, or the one that `SWIGLU_ISA` names.
 
 use swiglu_cpu::Cpu;
-use swiglu_testkit::bounds::Rounding;
 use swiglu_testkit::Config;
+use swiglu_testkit::bounds::Rounding;
 
 swiglu_testkit::suite! {
     backend: Cpu::new(),

@@ -102,7 +102,7 @@ fn destination<T: Bits, B: Backend>(
     backend: &B,
     name: &'static str,
     old: &Array2<T>,
-    pad: usize,
+    pad: u16,
     add: bool,
 ) -> Result<Guarded<T, B::Memory>, Failure> {
     if add {
@@ -117,7 +117,7 @@ pub(crate) fn place<T: Value, B: Backend>(
     backend: &B,
     name: &'static str,
     old: &Array2<T>,
-    pad: usize,
+    pad: u16,
     how: How,
 ) -> Result<AnyGuarded<T, B::Memory>, Failure> {
     Ok(match how.wide {

@@ -62,24 +62,24 @@ pub enum Data {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pads {
     /// x.
-    pub x: usize,
+    pub x: u16,
     /// Weights.
-    pub w: usize,
+    pub w: u16,
     /// z and dz.
-    pub z: usize,
+    pub z: u16,
     /// dx.
-    pub dx: usize,
+    pub dx: u16,
     /// dwf.
-    pub dwf: usize,
+    pub dwf: u16,
 }
 
 impl Pads {
     /// The same for all.
-    pub const fn all(pad: usize) -> Self {
+    pub const fn all(pad: u16) -> Self {
         Self { x: pad, w: pad, z: pad, dx: pad, dwf: pad }
     }
 
-    fn list(self) -> [usize; 5] {
+    fn list(self) -> [u16; 5] {
         [self.x, self.w, self.z, self.dx, self.dwf]
     }
 }

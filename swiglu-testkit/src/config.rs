@@ -20,6 +20,8 @@ pub struct Config {
     pub file: &'static str,
     /// Features that `cargo test` needs, as one flag's value; empty for none.
     pub features: &'static str,
+    /// Cases of each differential test; other tests run a share of that. `SWIGLU_CASES` overrides it.
+    pub cases: u32,
     /// Unit roundoff of an accumulation.
     pub accumulator: f64,
     /// Where [`Route::Fused`] rounds in between.
@@ -57,6 +59,7 @@ impl Config {
             package,
             file,
             features: "",
+            cases: 2000,
             accumulator: Dtype::F32.unit_roundoff(),
             fused: Rounding::Fused,
             composed: Rounding::Unfused,

@@ -27,9 +27,10 @@ impl<T: Bits, M: Memory> Guarded<T, M> {
         backend: &B,
         name: &'static str,
         content: &Array2<T>,
-        pad: usize,
+        pad: u16,
     ) -> Result<Self, Failure> {
         let shape = content.dim();
+        let pad = usize::from(pad);
         let stride = shape.1 + pad;
         // The margin is whole rows, so an operand without pad is aligned as its stride is.
         let top = 1 + MARGIN / stride.max(1);
@@ -46,7 +47,7 @@ impl<T: Bits, M: Memory> Guarded<T, M> {
         backend: &B,
         name: &'static str,
         shape: (usize, usize),
-        pad: usize,
+        pad: u16,
     ) -> Result<Self, Failure> {
         let content = Array2::from_shape_fn(shape, |(i, j)| T::canary(7 + 31 * (i * shape.1 + j)));
         Self::new(backend, name, &content, pad)
@@ -115,13 +116,6 @@ impl<T: Value, M: Memory> AnyGuarded<T, M> {
         match self {
             AnyGuarded::Same(from) => Ok(from.read(backend)?.mapv(Element::to_f32)),
             AnyGuarded::Wide(from) => from.read(backend),
-        }
-    }
-
-    pub(crate) fn unchanged<B: Backend<Memory = M>>(&self, backend: &B) -> Result<(), Failure> {
-        match self {
-            AnyGuarded::Same(from) => from.unchanged(backend),
-            AnyGuarded::Wide(from) => from.unchanged(backend),
         }
     }
 }

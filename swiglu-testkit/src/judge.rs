@@ -4,7 +4,6 @@ use ndarray::Array2;
 use swiglu_core::{Dtype, Element};
 
 use crate::bounds::{Grade, largest};
-use crate::case::Case;
 use crate::config::Config;
 use crate::oracle::Real;
 use crate::report::{Failure, Report};
@@ -59,12 +58,14 @@ pub(crate) fn judge<T: Element>(
         )));
     }
     let largest = largest(dtype);
+    let mut here = (0.0f64, 0.0f64);
     for (at, got) in got.indexed_iter() {
         let (got, exact) = (f64::from(got.to_f32()), expected.value[at]);
         let (hard, watch) = (expected.hard[at], expected.watch[at] * config.watch_factor);
         report.elements += 1;
         report.unbound += u64::from(hard == f64::INFINITY);
         let ratios = (ratio(got, exact, hard, largest), ratio(got, exact, watch, largest));
+        here = (here.0.max(ratios.0), here.1.max(ratios.1));
         let worst = ratios.0 > report.hard.ratio || ratios.1 > report.watch.ratio;
         if !worst {
             continue;
@@ -85,12 +86,8 @@ pub(crate) fn judge<T: Element>(
             }
         }
     }
+    report.output(name, here);
     Ok(())
-}
-
-/// Sets the case of worst ratios that this case has raised.
-pub(crate) fn in_case(report: Report, case: &Case) -> Report {
-    report.of_case(case)
 }
 
 #[cfg(test)]

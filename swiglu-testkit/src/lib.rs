@@ -25,9 +25,9 @@ pub use case::{Case, Data, How, Keep, Packing, Pads, ParseCaseError, Pass, Space
 pub use config::Config;
 pub use data::{Inputs, real};
 pub use fake::{Fake, FakeBlock, FakeMemory, FakePtr, Fault, Slip};
-pub use mutants::{Kill, Mutant, kills, mutant_cases};
+pub use mutants::{Kill, Mutant, kills, kinds, mutant_cases};
 pub use naive::{Bug, Naive};
 pub use report::{Failure, Report, Worst};
-pub use suite::{Check, Complete, test};
+pub use suite::{Check, Complete, run_test};
 #[doc(no_inline)]
 pub use swiglu_core::Dtype;

@@ -1,5 +1,6 @@
 //! What checks say.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::case::Case;
@@ -30,7 +31,7 @@ impl fmt::Display for Worst {
             write!(f, " at {}", self.at)?;
         }
         match &self.case {
-            Some(case) => write!(f, " of `{case}`"),
+            Some(case) => write!(f, " of SWIGLU_CASE=\"{case}\""),
             None => Ok(()),
         }
     }
@@ -49,8 +50,8 @@ pub struct Report {
     pub hard: Worst,
     /// Worst error relative to the bound that is probable.
     pub watch: Worst,
-    /// What was left out, and why; each once.
-    pub notes: Vec<String>,
+    /// The worst ratio of each output of the op, to both bounds.
+    pub outputs: BTreeMap<String, (f64, f64)>,
 }
 
 impl Report {
@@ -61,15 +62,18 @@ impl Report {
         self.unbound += other.unbound;
         self.hard.raise(&other.hard);
         self.watch.raise(&other.watch);
-        for note in &other.notes {
-            self.note(note);
+        for (name, ratios) in &other.outputs {
+            self.output(name, *ratios);
         }
     }
 
-    pub(crate) fn note(&mut self, note: &str) {
-        if !self.notes.iter().any(|known| known == note) {
-            self.notes.push(note.to_owned());
+    /// Notes the worst ratios of one output. Names with numbers belong to single calls and are left out.
+    pub(crate) fn output(&mut self, name: &str, ratios: (f64, f64)) {
+        if name.contains(|c: char| c.is_ascii_digit()) {
+            return;
         }
+        let worst = self.outputs.entry(name.to_owned()).or_default();
+        *worst = (worst.0.max(ratios.0), worst.1.max(ratios.1));
     }
 
     /// One case.
@@ -90,9 +94,12 @@ impl fmt::Display for Report {
         if self.unbound > 0 {
             write!(f, " ({} not bound)", self.unbound)?;
         }
-        write!(f, "; err/HARD {}; err/WATCH {}", self.hard, self.watch)?;
-        for note in &self.notes {
-            write!(f, "; {note}")?;
+        match self.hard == self.watch {
+            true => write!(f, "; err/HARD = err/WATCH = {}", self.hard)?,
+            false => write!(f, "; err/HARD {}; err/WATCH {}", self.hard, self.watch)?,
+        }
+        for (index, (name, (hard, watch))) in self.outputs.iter().enumerate() {
+            write!(f, "{} {name} {hard:.3}/{watch:.3}", if index == 0 { "; by output" } else { "," })?;
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 //!
 //! | variable | meaning | default |
 //! |---|---|---|
-//! | `SWIGLU_CASES` | cases of each differential test | 2000 |
+//! | `SWIGLU_CASES` | cases of each differential test | [`Config::cases`], 2000 |
 //! | `SWIGLU_SEED` | seed of the generators | 0 |
 //! | `SWIGLU_CASE` | one line: run just that case | |
 
@@ -119,13 +119,24 @@ impl Check {
         }
     }
 
+    /// Whether it is made of cases; the others have a list of their own.
+    const fn takes_cases(self) -> bool {
+        !matches!(self, Self::SpecialValues | Self::Errors | Self::Dense | Self::Layers)
+    }
+
+    /// The failure with the command that shows it again, for a test of this name.
+    fn with_reproducer(self, failure: Failure, config: &Config, test: &str, seed: u64) -> Failure {
+        let case = failure.case.as_ref().filter(|_| self.takes_cases());
+        let seed = if case.is_none() && seed != 0 { format!("SWIGLU_SEED={seed} ") } else { String::new() };
+        Failure { reproducer: seed + &config.reproducer(test, case), ..failure }
+    }
+
     /// Whether a given case is one of this check.
     pub fn applies(self, case: &Case) -> bool {
         match self {
             Self::Differential(pass, dtype) => case.dtype == dtype && case.tests(pass),
             Self::ExactIntegers => case.data == Data::Integers,
-            Self::Metamorphic => true,
-            Self::RunToRun => true,
+            Self::Metamorphic | Self::RunToRun => true,
             Self::SpecialValues | Self::Errors | Self::Dense | Self::Layers => false,
         }
     }
@@ -177,7 +188,7 @@ impl Check {
             Self::Layers => check::layers(backend, config, seed),
             _ => Ok(Report::default()),
         }
-        .map_err(|failure| Failure { reproducer: config.reproducer(&test, None), ..failure })?;
+        .map_err(|failure| self.with_reproducer(failure, config, &test, seed))?;
         let spaces = self.spaces(config);
         let share = self.count(cases).div_ceil(spaces.len().max(1) as u32);
         for (index, space) in spaces.iter().enumerate() {
@@ -213,8 +224,8 @@ impl Check {
                     Err(failure) => failure.message,
                     Ok(_) => format!("{reason} (but not when run again)"),
                 };
-                let reproducer = config.reproducer(&self.to_string(), Some(&case));
-                Err(Failure { message, case: Some(case), reproducer })
+                let failure = Failure::new(message).of_case(&case);
+                Err(self.with_reproducer(failure, config, &self.to_string(), 0))
             }
             Err(TestError::Abort(reason)) => Err(Failure::new(format!("the generator gave up: {reason}"))),
         }
@@ -277,14 +288,17 @@ fn regression_file(manifest: &str, file: &str) -> PathBuf {
 ///
 /// # Panics
 /// When the check fails.
-pub fn test<B: Complete>(backend: &B, config: &Config, check: Check, module: &str, manifest: &str) {
+pub fn run_test<B: Complete>(backend: &B, config: &Config, check: Check, module: &str, manifest: &str) {
     // `suite::avx2` is the module `avx2` of the test file `suite`.
     let module = module.split_once("::").map(|(_, module)| format!("{module}::")).unwrap_or_default();
     let name = format!("{module}{check}");
-    let again =
-        |failure: Failure| Failure { reproducer: config.reproducer(&name, failure.case.as_ref()), ..failure };
+    let seed = number("SWIGLU_SEED", 0);
+    let again = |failure: Failure| check.with_reproducer(failure, config, &name, seed);
+    let start = std::time::Instant::now();
     let finish = |result: Result<Report, Failure>| match result {
-        Ok(report) => println!("{name} on {}: {report}", backend.name()),
+        Ok(report) => {
+            println!("{name} on {}: {report}; {:.1} s", backend.name(), start.elapsed().as_secs_f64());
+        }
         Err(failure) => panic!("{name} on {}: {}", backend.name(), again(failure)),
     };
     if let Ok(line) = std::env::var("SWIGLU_CASE") {
@@ -304,8 +318,8 @@ pub fn test<B: Complete>(backend: &B, config: &Config, check: Check, module: &st
             }
         }
     }
-    let result = check.run(backend, config, number("SWIGLU_CASES", 2000), number("SWIGLU_SEED", 0));
-    if let Err(Failure { case: Some(case), .. }) = &result {
+    let result = check.run(backend, config, number("SWIGLU_CASES", config.cases), seed);
+    if let (Err(Failure { case: Some(case), .. }), true) = (&result, check.takes_cases()) {
         regressions::append(&file, case);
     }
     finish(result);
@@ -352,7 +366,7 @@ macro_rules! suite {
         #[test]
         fn $name() {
             let check = $crate::Check::$check $($args)?;
-            $crate::test(&$backend, &$config, check, module_path!(), env!("CARGO_MANIFEST_DIR"));
+            $crate::run_test(&$backend, &$config, check, module_path!(), env!("CARGO_MANIFEST_DIR"));
         }
     };
 }

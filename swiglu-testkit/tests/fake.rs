@@ -8,7 +8,7 @@ use swiglu_core::{
     LossTargets, MatMut, MatRef, Matrix, Memory, Op, Options, Orientation, Out, Result, Save, Scalar,
     StreamId, SwiGLU, SwiGLUMlp, Target, Unfused, WeightGrad, Weights,
 };
-use swiglu_testkit::{Fake, FakeMemory, Fault, Naive};
+use swiglu_testkit::{Check, Config, Fake, FakeMemory, Fault, Naive};
 
 fn fake(ordinal: u32) -> Fake<Naive> {
     Fake::new(Naive::new(), ordinal)
@@ -35,6 +35,23 @@ where
 
 fn scalar<T: Scalar, B: Backend>(backend: &B, matrix: &Matrix<T, B::Memory>) -> Result<T> {
     Ok(backend.download(matrix)?.view().array()[[0, 0]])
+}
+
+#[test]
+fn the_suite_passes_on_the_device() {
+    let device = fake(119);
+    let config = Config {
+        orientation_invariant: true,
+        zero_column_invariant: true,
+        ..Config::cpu("swiglu-testkit", "fake")
+    };
+    for check in Check::ALL {
+        match check.run(&device, &config, 60, 0) {
+            Ok(report) => println!("{check}: {report}"),
+            Err(failure) => panic!("{check}: {failure}"),
+        }
+    }
+    assert_eq!(device.live_blocks(), 0, "blocks left");
 }
 
 const BATCH: usize = 24;

@@ -72,6 +72,9 @@ impl Gate {
     ];
 
     /// Calls `visitor` with the function that this gate names.
+    ///
+    /// Always inlined: a loop in `visitor` is compiled for the instruction set of the caller.
+    #[inline(always)]
     pub fn dispatch<V: GateVisitor>(self, visitor: V) -> V::Output {
         match self {
             Gate::Swiglu => visitor.visit(Swiglu),

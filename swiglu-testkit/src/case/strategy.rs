@@ -75,7 +75,7 @@ fn shape(large: bool) -> impl Strategy<Value = [usize; 3]> {
 }
 
 fn pads() -> impl Strategy<Value = Pads> {
-    let pad = || select(vec![0, 1, 2, 3, 4, 7, 8, 16]);
+    let pad = || select(vec![0u16, 1, 2, 3, 4, 7, 8, 16]);
     prop_oneof![
         3 => Just(Pads::all(0)),
         2 => pad().prop_map(Pads::all),

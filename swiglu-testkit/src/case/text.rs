@@ -105,7 +105,7 @@ fn dims(word: &str) -> Option<(usize, usize, usize)> {
 }
 
 fn pads(word: &str) -> Option<Pads> {
-    let list: Vec<usize> =
+    let list: Vec<u16> =
         word.strip_prefix("pad")?.split('.').map(|p| p.parse().ok()).collect::<Option<_>>()?;
     match list[..] {
         [pad] => Some(Pads::all(pad)),

@@ -10,7 +10,7 @@ use crate::case::{Case, How, Keep};
 use crate::config::Config;
 use crate::data::{Inputs, old, real};
 use crate::guarded::{AnyGuarded, Guarded};
-use crate::judge::{Expected, in_case, judge};
+use crate::judge::{Expected, judge};
 use crate::oracle::{Operands, PreActivations, Real, cotangents, output, weight_gradient};
 use crate::part::{beside, column_halves, part};
 use crate::report::{Failure, Report};
@@ -230,7 +230,7 @@ impl Pre {
 }
 
 /// Saved pre-activations and z against the oracle.
-fn check_forward<T: Value>(
+pub(crate) fn check_forward<T: Value>(
     case: &Case,
     config: &Config,
     operands: &Operands,
@@ -251,11 +251,20 @@ fn check_forward<T: Value>(
     Ok(())
 }
 
+/// What backward starts from, besides what forward saved.
+#[derive(Clone, Copy)]
+pub(crate) struct Side<'a> {
+    pub(crate) operands: &'a Operands,
+    pub(crate) dz: &'a Real,
+    /// What dz is off by; `None` when it is exact.
+    pub(crate) e_dz: Option<&'a Expected>,
+}
+
 /// Every gradient against the oracle.
 pub(crate) fn check_backward<T: Value>(
     case: &Case,
     config: &Config,
-    (operands, dz): (&Operands, &Real),
+    Side { operands, dz, e_dz }: Side<'_>,
     olds: &Olds<T>,
     (forward, outputs): (&ForwardOutputs<T>, &BackwardOutputs),
     report: &mut Report,
@@ -271,7 +280,8 @@ pub(crate) fn check_backward<T: Value>(
     let d = cotangents(operands.gate, &pre.g, &pre.u, dz);
     let error = |grade| {
         let errors = pre.errors(grade);
-        model.cotangents(operands.gate, (&pre.g, &errors.0), (&pre.u, &errors.1), (dz, None))
+        let e_dz = e_dz.map(|e| if grade == Grade::Hard { &e.hard } else { &e.watch });
+        model.cotangents(operands.gate, (&pre.g, &errors.0), (&pre.u, &errors.1), (dz, e_dz))
     };
     let (hard, watch) = (error(Grade::Hard), error(Grade::Watch));
     let error = |grade| if grade == Grade::Hard { &hard } else { &watch };
@@ -352,10 +362,11 @@ pub fn check_case<T: Value, B: SwiGLU<T>>(
             check_forward(case, config, &operands, &forward, &mut report)?;
         }
         let dz = real(&inputs.dz);
-        check_backward(case, config, (&operands, &dz), &olds, (&forward, &backward), &mut report)
+        let side = Side { operands: &operands, dz: &dz, e_dz: None };
+        check_backward(case, config, side, &olds, (&forward, &backward), &mut report)
     })();
     match result {
-        Ok(()) => Ok(in_case(report, case)),
+        Ok(()) => Ok(report.of_case(case)),
         Err(failure) => Err(failure.of_case(case)),
     }
 }

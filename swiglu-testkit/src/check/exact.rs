@@ -1,7 +1,7 @@
 //! Data on which every sum is exact in f32, in any order: what comes out must be the very value, rounded once.
 
 use ndarray::Array2;
-use swiglu_core::{Dtype, Element, Gate, SwiGLU};
+use swiglu_core::{Element, Gate, SwiGLU};
 
 use super::differential::{Olds, Pre, run_both, run_forward};
 use crate::bits::Value;
@@ -10,7 +10,7 @@ use crate::case::{Case, Data};
 use crate::config::Config;
 use crate::data::{Inputs, real};
 use crate::judge::judge;
-use crate::oracle::{Operands, PreActivations, Real, absolute, cotangents, product, transposed, weight_gradient};
+use crate::oracle::{Operands, PreActivations, Real, absolute, cotangents, product, transposed};
 use crate::part::{beside, column_halves};
 use crate::report::{Failure, Report};
 
@@ -47,7 +47,10 @@ fn same<T: Element>(
         report.elements += 1;
         if got != one && got != other {
             let off = (got - one).abs();
-            return Err(Failure::new(format!("{name}[{}, {}]: got {got:e}, exactly {one:e}: off by {off:e}", at.0, at.1)));
+            return Err(Failure::new(format!(
+                "{name}[{}, {}]: got {got:e}, exactly {one:e}: off by {off:e}",
+                at.0, at.1
+            )));
         }
     }
     Ok(())
@@ -125,7 +128,8 @@ fn check_reglu_gradients<T: Value, B: SwiGLU<T>>(
         let old = how.add.then(|| real(&olds.dx));
         let weights = beside(&operands.gate_weights, &operands.up_weights);
         let sum = exact_sum(&beside(&d.gate, &d.up), &transposed(&weights), old.as_ref());
-        let first = product(&d.gate, &transposed(&operands.gate_weights)) + old.unwrap_or(Real::zeros(dx.dim()));
+        let first =
+            product(&d.gate, &transposed(&operands.gate_weights)) + old.unwrap_or(Real::zeros(dx.dim()));
         if sum.exact {
             let allowed = |at| {
                 let value = once::<T>(sum.value[at], false);
@@ -135,7 +139,11 @@ fn check_reglu_gradients<T: Value, B: SwiGLU<T>>(
             same("dx", dx, allowed, report)?;
         }
     }
-    let half = |name: &str, x: &Real, (got, d, old): (&Array2<f32>, &Real, Option<Real>), wide, report: &mut Report| {
+    let half = |name: &str,
+                x: &Real,
+                (got, d, old): (&Array2<f32>, &Real, Option<Real>),
+                wide,
+                report: &mut Report| {
         let sum = exact_sum(&transposed(x), d, old.as_ref());
         if !sum.exact {
             return Ok(());
@@ -195,12 +203,18 @@ pub fn exact_integers<T: Value, B: SwiGLU<T>>(
 
 #[cfg(test)]
 mod tests {
+    use swiglu_core::Dtype;
+
     use super::*;
+    use crate::oracle::weight_gradient;
 
     #[test]
     fn quanta_are_the_lowest_bits() {
         let of = |v: f64| quantum(&Real::from_elem((1, 1), v));
-        assert_eq!((of(1.0), of(-6.0), of(0.75), of(0.0), of(3.0 * 2f64.powi(-40))), (1.0, 2.0, 0.25, 1.0, 2f64.powi(-40)));
+        assert_eq!(
+            (of(1.0), of(-6.0), of(0.75), of(0.0), of(3.0 * 2f64.powi(-40))),
+            (1.0, 2.0, 0.25, 1.0, 2f64.powi(-40))
+        );
         assert_eq!(quantum(&ndarray::array![[8.0, 0.0, -0.5]]), 0.5);
     }
 
@@ -235,7 +249,10 @@ mod tests {
             assert!(pre.gate.value.iter().all(|g| g.abs() < 32.0), "pre-activations are where gates bend");
             let d = cotangents(Gate::Reglu, &pre.gate.value, &pre.up.value, &real(&inputs.dz));
             assert!(exact_sum(&transposed(&operands.x), &d.gate, None).exact, "gradients too");
-            assert_eq!(exact_sum(&transposed(&operands.x), &d.gate, None).value, weight_gradient(&operands.x, &d.gate));
+            assert_eq!(
+                exact_sum(&transposed(&operands.x), &d.gate, None).value,
+                weight_gradient(&operands.x, &d.gate)
+            );
         }
     }
 }

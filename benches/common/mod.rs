@@ -1,0 +1,149 @@
+//! What the benchmarks share: shapes, random data, and a throughput in floating-point operations.
+
+#![allow(dead_code, unused_imports, missing_docs, reason = "each benchmark uses a part of this module")]
+
+use std::time::{Duration, Instant};
+
+use criterion::measurement::{Measurement, ValueFormatter, WallTime};
+use criterion::{Criterion, Throughput};
+use ndarray::{Array2, s};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use swiglu::{MatMut, MatRef, Orientation, Weights};
+
+/// Batch, in_features and hidden: the CPU table of the project, from MNIST to LLaMA, down to one token.
+pub const SHAPES: [[usize; 3]; 5] =
+    [[128, 784, 512], [512, 1024, 4096], [1024, 4096, 11008], [16, 4096, 11008], [1, 4096, 11008]];
+
+/// `4 * B * I * D`: the operations of two projections, and of each of dX and dWf.
+pub fn flops([batch, in_features, hidden]: [usize; 3]) -> u64 {
+    4 * batch as u64 * in_features as u64 * hidden as u64
+}
+
+pub fn name([batch, in_features, hidden]: [usize; 3]) -> String {
+    format!("B{batch} I{in_features} D{hidden}")
+}
+
+/// Uniform in (-1, 1): never zeros, which some machines multiply faster.
+pub fn random(rows: usize, cols: usize, seed: u64) -> Array2<f32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    Array2::from_shape_simple_fn((rows, cols), || (rng.next_u32() >> 8) as f32 / (1 << 23) as f32 - 1.0)
+}
+
+/// x, wf, z and dz of one shape.
+pub struct Operands {
+    pub x: Array2<f32>,
+    pub wf: Array2<f32>,
+    pub z: Array2<f32>,
+    pub dz: Array2<f32>,
+    pub dx: Array2<f32>,
+    pub dwf: Array2<f32>,
+}
+
+impl Operands {
+    pub fn new([batch, in_features, hidden]: [usize; 3]) -> Self {
+        Self {
+            x: random(batch, in_features, 1),
+            wf: random(in_features, 2 * hidden, 2) / (in_features as f32).sqrt(),
+            z: Array2::zeros((batch, hidden)),
+            dz: random(batch, hidden, 3),
+            dx: Array2::zeros((batch, in_features)),
+            dwf: Array2::zeros((in_features, 2 * hidden)),
+        }
+    }
+}
+
+pub fn silu(g: f32) -> f32 {
+    g / (1.0 + (-g).exp())
+}
+
+fn silu_slope(g: f32) -> f32 {
+    let s = 1.0 / (1.0 + (-g).exp());
+    s * (1.0 + g * (1.0 - s))
+}
+
+/// The op as anybody would write it with ndarray, whose products are matrixmultiply's, on all threads.
+pub fn ndarray_forward(x: &Array2<f32>, wf: &Array2<f32>, z: &mut Array2<f32>) -> Array2<f32> {
+    let hidden = z.ncols();
+    let pre = x.dot(wf);
+    ndarray::Zip::from(z)
+        .and(pre.slice(s![.., ..hidden]))
+        .and(pre.slice(s![.., hidden..]))
+        .for_each(|z, g, u| *z = silu(*g) * u);
+    pre
+}
+
+/// Its backward from saved pre-activations, which become their gradient.
+pub fn ndarray_gate_backward(dz: &Array2<f32>, pre: &mut Array2<f32>) {
+    let (mut gates, mut ups) = pre.view_mut().split_at(ndarray::Axis(1), dz.ncols());
+    ndarray::Zip::from(&mut gates).and(&mut ups).and(dz).for_each(|g, u, dz| {
+        let (dg, du) = (dz * *u * silu_slope(*g), dz * silu(*g));
+        (*g, *u) = (dg, du);
+    });
+}
+
+/// Wall time, with throughput written as operations per second.
+pub struct Flops;
+
+struct FlopsFormatter;
+
+impl Measurement for Flops {
+    type Intermediate = Instant;
+    type Value = Duration;
+
+    fn start(&self) -> Instant {
+        WallTime.start()
+    }
+
+    fn end(&self, start: Instant) -> Duration {
+        WallTime.end(start)
+    }
+
+    fn add(&self, a: &Duration, b: &Duration) -> Duration {
+        WallTime.add(a, b)
+    }
+
+    fn zero(&self) -> Duration {
+        WallTime.zero()
+    }
+
+    fn to_f64(&self, value: &Duration) -> f64 {
+        WallTime.to_f64(value)
+    }
+
+    fn formatter(&self) -> &dyn ValueFormatter {
+        &FlopsFormatter
+    }
+}
+
+impl ValueFormatter for FlopsFormatter {
+    fn scale_values(&self, typical: f64, values: &mut [f64]) -> &'static str {
+        WallTime.formatter().scale_values(typical, values)
+    }
+
+    /// Times are nanoseconds, so operations per time are already GFLOP/s.
+    fn scale_throughputs(&self, typical: f64, throughput: &Throughput, values: &mut [f64]) -> &'static str {
+        match throughput {
+            Throughput::Elements(operations) => {
+                for value in values {
+                    *value = *operations as f64 / *value;
+                }
+                "GFLOP/s"
+            }
+            other => WallTime.formatter().scale_throughputs(typical, other, values),
+        }
+    }
+
+    fn scale_for_machines(&self, values: &mut [f64]) -> &'static str {
+        WallTime.formatter().scale_for_machines(values)
+    }
+}
+
+/// Few samples: the large shapes take a second each.
+pub fn criterion() -> Criterion<Flops> {
+    Criterion::default()
+        .with_measurement(Flops)
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(3))
+}

@@ -1,0 +1,210 @@
+//! `SwiGLUMlp` against composing the oracle: y = z . Wd, dz = dy . Wd^T, and the op's gradients from that dz.
+
+use ndarray::Array2;
+use swiglu_core::{Dense, Dtype, MatRef, Matrix, Orientation, Out, Route, SwiGLU, SwiGLUMlp, WeightGrad};
+
+use super::gated::layer;
+use crate::bits::Value;
+use crate::bounds::{Grade, Model};
+use crate::case::{Case, How, Keep};
+use crate::check::differential::{BackwardOutputs, ForwardOutputs, Olds, Pre, Side, check_backward};
+use crate::config::Config;
+use crate::data::{Draws, Inputs, narrow, real};
+use crate::guarded::Guarded;
+use crate::judge::{Expected, judge};
+use crate::oracle::{Operands, Real, output, product, transposed, weight_gradient};
+use crate::part::column_halves;
+use crate::report::{Failure, Report, ensure};
+
+/// Columns of y.
+const OUT: usize = 11;
+
+/// y, dz and the gradient of the down projection in f64.
+struct Reference {
+    y: Real,
+    dz: Real,
+    ddown: Real,
+}
+
+fn reference(operands: &Operands, down: &Real, dy: &Real) -> Reference {
+    let pre = operands.pre_activations();
+    let z = output(operands.gate, &pre.gate.value, &pre.up.value);
+    Reference { y: product(&z, down), dz: product(dy, &transposed(down)), ddown: weight_gradient(&z, dy) }
+}
+
+/// y, and the gradient of the down projection, through z and what it is off by.
+fn through_z(
+    model: &Model,
+    z: &Expected,
+    (down, dy): (&Real, &Real),
+    reference: &Reference,
+) -> (Expected, Expected) {
+    let no_store = Real::zeros(z.value.dim());
+    let error = |grade| if grade == Grade::Hard { &z.hard } else { &z.watch };
+    // y^T = Wd^T . z^T has the form of a weight gradient: columns of Wd for X, z^T for dG.
+    let y = Expected::new(reference.y.clone(), |grade, value| {
+        let parts = (&transposed(&z.value), &transposed(error(grade)), &transposed(&no_store));
+        transposed(&model.weight_gradient(grade, down, parts, (&transposed(value), None), model.dtype))
+    });
+    // dWd = z^T . dy = (dy^T . z)^T.
+    let ddown = Expected::new(reference.ddown.clone(), |grade, value| {
+        let parts = (&z.value, error(grade), &no_store);
+        transposed(&model.weight_gradient(grade, dy, parts, (&transposed(value), None), Dtype::F32))
+    });
+    (y, ddown)
+}
+
+fn one<T: Value, B: SwiGLU<T> + Dense<T>>(
+    backend: &B,
+    case: &Case,
+    weight_grad: WeightGrad,
+    config: &Config,
+    report: &mut Report,
+) -> Result<(), Failure> {
+    let inputs = Inputs::<T>::draw(case);
+    let mut draws = Draws::new(case.seed, 8000);
+    let mut normal =
+        |rows, cols| narrow::<T>(&Real::from_shape_simple_fn((rows, cols), || 0.5 * draws.normal()));
+    let (down, dy) = (normal(case.hidden, OUT), normal(case.batch, OUT));
+    let gated = layer(backend, case, &inputs)?;
+    let mut mlp = SwiGLUMlp::load(gated, MatRef::try_from(&down)?)?.weight_grad(weight_grad)?;
+    ensure(mlp.out_features() == OUT, || format!("{} outputs", mlp.out_features()))?;
+
+    let x = Guarded::new(backend, "x", &inputs.x, 3)?;
+    let placed_dy = Guarded::new(backend, "dy", &dy, 1)?;
+    let mut y = Guarded::<T, _>::unwritten(backend, "y", (case.batch, OUT), 2)?;
+    let mut dx = Guarded::<T, _>::unwritten(backend, "dx", inputs.x.dim(), 2)?;
+    let mut kept = mlp.saved(case.batch + 2)?;
+    mlp.forward_train_into(x.view(), y.view_mut(), &mut kept)?;
+    mlp.backward(x.view(), placed_dy.view(), &mut kept, Some(Out::write(dx.view_mut())))?;
+    let y = y.read(backend)?;
+    let plain: Array2<T> = backend.download(&mlp.forward(x.view())?)?.into_array();
+    x.unchanged(backend)?;
+    placed_dy.unchanged(backend)?;
+
+    let trained = if weight_grad == WeightGrad::Frozen { 0 } else { 2 };
+    let gradients: Result<Vec<Array2<f32>>, swiglu_core::Error> =
+        mlp.parameters().map(|p| backend.download(p.gradient).map(Matrix::into_array)).collect();
+    let gradients = gradients?;
+    ensure(gradients.len() == trained, || format!("{} parameters, expected {trained}", gradients.len()))?;
+
+    let operands = inputs.operands(case);
+    let (down, dy) = (real(&down), real(&dy));
+    let reference = reference(&operands, &down, &dy);
+    let route = if weight_grad == WeightGrad::Composed { Route::Composed } else { Route::Fused };
+    let model = config.model(&Case { route, ..*case });
+    let z = Pre::computed(&model, &operands, &operands.pre_activations()).z(&model, &operands);
+    let (expected_y, expected_ddown) = through_z(&model, &z, (&down, &dy), &reference);
+    judge("y", &y, &expected_y, case.dtype, config, report)?;
+    judge("y of forward", &plain, &expected_y, case.dtype, config, report)?;
+    if let Some(ddown) = gradients.get(1) {
+        judge("gradient of the down projection", ddown, &expected_ddown, Dtype::F32, config, report)?;
+    }
+    // The op's own gradients, from a dz that was rounded to the element type.
+    let wide = gradients.first().map(|_| How { add: false, wide: true });
+    let judged = Case { route, dx: Some(How { add: false, wide: false }), dwf: wide, dbias: None, ..*case };
+    let e_dz = Expected::new(reference.dz.clone(), |grade, value| {
+        model.matmul(grade, (&dy, &transposed(&down)), (value, None), case.dtype)
+    });
+    let side = Side { operands: &operands, dz: &reference.dz, e_dz: Some(&e_dz) };
+    let backward = BackwardOutputs {
+        dx: Some(dx.read(backend)?.mapv(T::to_f32)),
+        dwf: gradients.first().map(column_halves),
+        dbias: None,
+    };
+    // Nobody sees the values that the layer saved, so backward is judged from computed ones, rounded as saved ones are.
+    let unseen = ForwardOutputs { z: y, pre: None };
+    let config = &Config { rounds_recomputed: case.keep == Keep::PreActivations, ..config.clone() };
+    check_backward(&judged, config, side, &Olds::draw(case), (&unseen, &backward), report)?;
+    *report = std::mem::take(report).of_case(case);
+    Ok(())
+}
+
+pub(super) fn check<T: Value, B: SwiGLU<T> + Dense<T>>(
+    backend: &B,
+    config: &Config,
+    seed: u64,
+    report: &mut Report,
+) -> Result<(), Failure> {
+    for (batch, in_features, hidden, keep) in
+        [(1, 3, 2, Keep::Input), (9, 17, 35, Keep::PreActivations), (40, 33, 20, Keep::Input)]
+    {
+        for gate in swiglu_core::Gate::ALL {
+            let case = Case {
+                gate,
+                keep,
+                orientation: Orientation::InOut,
+                seed,
+                ..Case::new(batch, in_features, hidden, T::DTYPE)
+            };
+            let modes = [WeightGrad::Frozen, WeightGrad::Composed, WeightGrad::Fused];
+            let composed = config.routes.contains(&Route::Composed);
+            for weight_grad in modes.into_iter().filter(|mode| composed || *mode != WeightGrad::Composed) {
+                one::<T, B>(backend, &case, weight_grad, config, report)
+                    .map_err(|failure| failure.context(format!("mlp {weight_grad:?}")).of_case(&case))?;
+            }
+        }
+    }
+    let mlp = SwiGLUMlp::<T, B>::init(backend, 8, 12, seed)?;
+    let shape = mlp.save_down()?.shape();
+    ensure(shape == (12, 8), || format!("the down projection of a new mlp is {shape:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use swiglu_core::Gate;
+
+    use super::*;
+    use crate::oracle::cotangents;
+
+    #[test]
+    fn the_reference_is_a_gradient() {
+        let eps = 1e-6;
+        for gate in [Gate::Swiglu, Gate::GegluTanh, Gate::GegluErf, Gate::Glu] {
+            let case = Case { gate, ..Case::new(3, 4, 5, Dtype::F32) };
+            let mut operands = Inputs::<f32>::draw(&case).operands(&case);
+            let mut draws = Draws::new(1, 1);
+            let mut down = Real::from_shape_simple_fn((5, OUT), || draws.normal());
+            let dy = Real::from_shape_simple_fn((3, OUT), || draws.normal());
+            let exact = reference(&operands, &down, &dy);
+            let pre = operands.pre_activations();
+            let d = cotangents(gate, &pre.gate.value, &pre.up.value, &exact.dz);
+            let (first, second) = operands.input_gradient(&d);
+            let gradients =
+                (first + second, weight_gradient(&operands.x, &d.gate), weight_gradient(&operands.x, &d.up));
+            let objective = |operands: &Operands, down: &Real| (reference(operands, down, &dy).y * &dy).sum();
+            let near = |exact: f64, above: f64, below: f64, what: &str| {
+                let difference = (above - below) / (2.0 * eps);
+                assert!(
+                    (exact - difference).abs() < 1e-6 * (1.0 + exact.abs()),
+                    "{gate} {what}: {exact} {difference}"
+                );
+            };
+            let parts: [(&str, fn(&mut Operands) -> &mut Real, &Real); 3] = [
+                ("dx", |o| &mut o.x, &gradients.0),
+                ("dwa", |o| &mut o.gate_weights, &gradients.1),
+                ("dwb", |o| &mut o.up_weights, &gradients.2),
+            ];
+            for (what, part, exact) in parts {
+                for (at, &exact) in exact.indexed_iter() {
+                    let old = part(&mut operands)[at];
+                    part(&mut operands)[at] = old + eps;
+                    let above = objective(&operands, &down);
+                    part(&mut operands)[at] = old - eps;
+                    let below = objective(&operands, &down);
+                    part(&mut operands)[at] = old;
+                    near(exact, above, below, what);
+                }
+            }
+            for (at, &exact) in exact.ddown.indexed_iter() {
+                let old = down[at];
+                down[at] = old + eps;
+                let above = objective(&operands, &down);
+                down[at] = old - eps;
+                let below = objective(&operands, &down);
+                down[at] = old;
+                near(exact, above, below, "ddown");
+            }
+        }
+    }
+}
