@@ -209,6 +209,9 @@ mod tests {
         pre.gate.value.iter().any(near) || pre.up.value.iter().any(near)
     }
 
+    /// The name of an operand, the operand, and its gradient.
+    type Part<'a> = (&'static str, fn(&mut Operands) -> &mut Real, &'a Real);
+
     #[test]
     fn gradients_are_central_differences() {
         let eps = 1e-6;
@@ -219,7 +222,7 @@ mod tests {
                     continue;
                 }
                 let exact = gradients(&operands, &dz);
-                let parts: [(&str, fn(&mut Operands) -> &mut Real, &Real); 5] = [
+                let parts: [Part<'_>; 5] = [
                     ("dx", |o| &mut o.x, &exact.dx),
                     ("dwa", |o| &mut o.gate_weights, &exact.dwa),
                     ("dwb", |o| &mut o.up_weights, &exact.dwb),

@@ -284,7 +284,7 @@ fn regression_file(manifest: &str, file: &str) -> PathBuf {
     Path::new(manifest).join("proptest-regressions").join(file).with_extension("txt")
 }
 
-/// One `#[test]` of [`suite!`](crate::suite): runs a check as the environment says and prints one line.
+/// One `#[test]` of [`suite!`](crate::suite!): runs a check as the environment says and prints one line.
 ///
 /// # Panics
 /// When the check fails.
@@ -312,10 +312,10 @@ pub fn run_test<B: Complete>(backend: &B, config: &Config, check: Check, module:
     }
     let file = regression_file(manifest, config.file);
     for case in regressions::read(&file) {
-        if check.applies(&case) {
-            if let Err(failure) = check.case(backend, &case, config) {
-                panic!("{name} on {}, a case that failed before: {}", backend.name(), again(failure));
-            }
+        if check.applies(&case)
+            && let Err(failure) = check.case(backend, &case, config)
+        {
+            panic!("{name} on {}, a case that failed before: {}", backend.name(), again(failure));
         }
     }
     let result = check.run(backend, config, number("SWIGLU_CASES", config.cases), seed);

@@ -15,12 +15,15 @@ use crate::oracle::{Operands, PreActivations, Real, cotangents, output, weight_g
 use crate::part::{beside, column_halves, part};
 use crate::report::{Failure, Report};
 
+/// g and u as they were saved, `[B, D]` each.
+pub(crate) type SavedPair<T> = (Array2<T>, Array2<T>);
+
 /// What a forward leaves.
 pub(crate) struct ForwardOutputs<T> {
     /// `[B, D]`.
     pub(crate) z: Array2<T>,
-    /// g and u as they were saved, `[B, D]` each.
-    pub(crate) pre: Option<(Array2<T>, Array2<T>)>,
+    /// What it saved.
+    pub(crate) pre: Option<SavedPair<T>>,
 }
 
 /// What a backward leaves, in f32 (exact); dwf as halves `[I, D]`.
@@ -52,7 +55,7 @@ impl<T: Value> Olds<T> {
 fn saved_of<T: Value, B: Backend>(
     backend: &B,
     view: Option<MatRef<'_, T, B::Memory>>,
-) -> Result<Option<(Array2<T>, Array2<T>)>, Failure> {
+) -> Result<Option<SavedPair<T>>, Failure> {
     let Some(view) = view else { return Ok(None) };
     Ok(Some(column_halves(&backend.download(view)?.into_array())))
 }
@@ -202,7 +205,7 @@ impl Pre {
     }
 
     /// As stored: exactly these values. One that is not finite constrains nothing that depends on it.
-    pub(crate) fn stored<T: Value>((g, u): &(Array2<T>, Array2<T>)) -> Self {
+    pub(crate) fn stored<T: Value>((g, u): &SavedPair<T>) -> Self {
         let (mut g, mut u) = (real(g), real(u));
         let open = |a: &mut Real| {
             let open = a.mapv(|v| if v.is_finite() { 0.0 } else { f64::INFINITY });

@@ -222,7 +222,7 @@ mod tests {
     fn sums_past_24_bits_are_not_called_exact() {
         let (a, b) = (ndarray::array![[1.0, INTEGERS]], ndarray::array![[1.0], [1.0]]);
         assert!(!exact_sum(&a, &b, None).exact, "2^24 + 1");
-        assert!(exact_sum(&a.mapv(|v| v / 4.0), &b, None).exact == false, "scaling changes nothing");
+        assert!(!exact_sum(&a.mapv(|v| v / 4.0), &b, None).exact, "scaling changes nothing");
         assert!(exact_sum(&ndarray::array![[1.0, 4096.0]], &b, None).exact, "13 bits");
     }
 

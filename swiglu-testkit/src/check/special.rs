@@ -70,9 +70,9 @@ fn nan_in_inputs<T: Value, B: SwiGLU<T>>(backend: &B, case: &Case) -> Result<(),
         for half in 0..2 {
             let mut both = (gate.clone(), up.clone());
             if half == 0 {
-                both.0[[0, last]] = nan
+                both.0[[0, last]] = nan;
             } else {
-                both.1[[0, last]] = nan
+                both.1[[0, last]] = nan;
             }
             let inputs = Inputs { bias: Some(both), ..inputs.clone() };
             let z = run_forward(backend, case, &inputs)?.z;

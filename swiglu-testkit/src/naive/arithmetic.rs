@@ -5,7 +5,7 @@ use ndarray::{Array2, ArrayView1, Axis};
 use swiglu_core::{Dtype, Element, Gate, Halves, Host, Orientation, Out, Target};
 
 use super::bug::Bug;
-use super::read::{array_mut, transposed};
+use super::read::transposed;
 use super::{Naive, Pre};
 
 /// Which product a sum belongs to.
@@ -197,12 +197,12 @@ impl Naive {
         let old = |old: f32| if add { old } else { 0.0 };
         match target {
             Target::Same(out) => {
-                for (to, value) in array_mut(out.to).iter_mut().zip(values) {
+                for (to, value) in out.to.array_mut().iter_mut().zip(values) {
                     *to = self.round(value + old(to.to_f32()));
                 }
             }
             Target::F32(out) => {
-                for (to, value) in array_mut(out.to).iter_mut().zip(values) {
+                for (to, value) in out.to.array_mut().iter_mut().zip(values) {
                     let narrow = self.is(Bug::F32TargetRounded);
                     let value = if narrow { T::from_f32(*value).to_f32() } else { *value };
                     *to = value + old(*to);

@@ -6,7 +6,7 @@ use swiglu_core::{Checked, Dense, Element, Error, Gradient, Host, Op, Result};
 
 use super::arithmetic::{Product, Sum};
 use super::bug::Bug;
-use super::read::{array, array_mut, widen, widen_op};
+use super::read::{widen, widen_op};
 use super::{Naive, Pre};
 
 /// The largest value, and the first place where it is found (the last, with the bug).
@@ -49,8 +49,8 @@ impl<T: Element> Dense<T> for Naive {
 
     fn run_add_bias(&self, call: Checked<AddBias<'_, T, Host>>) -> Result<()> {
         let AddBias { bias, c } = call.into_inner();
-        let bias = array(bias);
-        for ((_, j), c) in array_mut(c).indexed_iter_mut() {
+        let bias = bias.array();
+        for ((_, j), c) in c.array_mut().indexed_iter_mut() {
             *c = self.round(c.to_f32() + bias[[0, j]].to_f32());
         }
         Ok(())
@@ -67,7 +67,7 @@ impl<T: Element> Dense<T> for Naive {
     fn run_gate(&self, call: Checked<GateForward<'_, T, Host>>) -> Result<()> {
         let GateForward { gate, pre, z } = call.into_inner();
         let (pre, hidden) = (widen(pre), z.cols());
-        for ((i, j), z) in array_mut(z).indexed_iter_mut() {
+        for ((i, j), z) in z.array_mut().indexed_iter_mut() {
             *z = self.round(self.value::<T>(gate, pre[[i, j]], pre[[i, hidden + j]]));
         }
         Ok(())
@@ -79,7 +79,7 @@ impl<T: Element> Dense<T> for Naive {
         let hidden = dz.ncols();
         let half = |first| Array2::from_shape_fn(dz.dim(), |(i, j)| packed[[i, first + j]]);
         let dab = self.gate_gradients::<T>(gate, &Pre { gate: half(0), up: half(hidden) }, &dz);
-        for ((i, j), to) in array_mut(pre).indexed_iter_mut() {
+        for ((i, j), to) in pre.array_mut().indexed_iter_mut() {
             *to = T::from_f32(if j < hidden { dab.gate[[i, j]] } else { dab.up[[i, j - hidden]] });
         }
         Ok(())
@@ -89,7 +89,7 @@ impl<T: Element> Dense<T> for Naive {
         let CrossEntropy { logits, labels, loss, correct, dlogits } = call.into_inner();
         let logits = widen(logits);
         let (batch, classes) = logits.dim();
-        let labels = self.classes(array(labels).index_axis(Axis(1), 0), classes)?;
+        let labels = self.classes(labels.array().index_axis(Axis(1), 0), classes)?;
         let (mut total, mut hits) = (0.0f32, 0u32);
         let mut gradient = Array2::zeros(logits.dim());
         let count = batch as f32;
@@ -106,12 +106,12 @@ impl<T: Element> Dense<T> for Naive {
                 gradient[[i, j]] = if self.is(Bug::LossGradientOfSum) { value } else { value / count };
             }
         }
-        array_mut(loss)[[0, 0]] = if batch == 0 { 0.0 } else { total / count };
+        loss.array_mut()[[0, 0]] = if batch == 0 { 0.0 } else { total / count };
         if let Some(correct) = correct {
-            array_mut(correct)[[0, 0]] = hits;
+            correct.array_mut()[[0, 0]] = hits;
         }
         if let Some(dlogits) = dlogits {
-            for (to, value) in array_mut(dlogits).iter_mut().zip(&gradient) {
+            for (to, value) in dlogits.array_mut().iter_mut().zip(&gradient) {
                 *to = self.round(*value);
             }
         }
@@ -122,9 +122,9 @@ impl<T: Element> Dense<T> for Naive {
         let AdamWStep { hyper, gradient, state, parameter } = call.into_inner();
         let gradient = match gradient {
             Gradient::Same(gradient) => widen(gradient),
-            Gradient::F32(gradient) => array(gradient).to_owned(),
+            Gradient::F32(gradient) => gradient.array().to_owned(),
         };
-        let mut steps = array_mut(state.steps);
+        let mut steps = state.steps.array_mut();
         // Stops at the largest count: by then both corrections are 1.
         steps[[0, 0]] = steps[[0, 0]].saturating_add(1);
         let correction = |beta: f32| match self.is(Bug::NoBiasCorrection) {
@@ -132,9 +132,9 @@ impl<T: Element> Dense<T> for Naive {
             false => (1.0 - f64::from(beta).powf(f64::from(steps[[0, 0]]))) as f32,
         };
         let (by_first, by_second) = (correction(hyper.beta1), correction(hyper.beta2));
-        let (mut first, mut second) = (array_mut(state.first), array_mut(state.second));
-        let mut master = state.master.map(array_mut);
-        for (at, parameter) in array_mut(parameter).indexed_iter_mut() {
+        let (mut first, mut second) = (state.first.array_mut(), state.second.array_mut());
+        let mut master = state.master.map(|master| master.array_mut());
+        for (at, parameter) in parameter.array_mut().indexed_iter_mut() {
             let wide = match &master {
                 Some(master) if !self.is(Bug::MasterForgotten) => master[at],
                 _ => parameter.to_f32(),

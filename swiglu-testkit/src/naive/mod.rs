@@ -22,7 +22,7 @@ use swiglu_core::{
 pub use bug::Bug;
 
 use arithmetic::{Product, Sum};
-use read::{Projections, array, array_mut, transposed, widen};
+use read::{Projections, transposed, widen};
 
 /// A backend of plain loops on the host, right or with one seeded bug.
 ///
@@ -102,7 +102,7 @@ impl Naive {
         if self.is(Bug::SaveZ) {
             first = z;
         }
-        for ((i, j), to) in array_mut(to).indexed_iter_mut() {
+        for ((i, j), to) in to.array_mut().indexed_iter_mut() {
             *to = self.round(if j < hidden { first[[i, j]] } else { second[[i, j - hidden]] });
         }
     }
@@ -158,13 +158,13 @@ impl Backend for Naive {
 
     fn run_copy_in<T: Scalar>(&self, call: Checked<CopyIn<'_, T, Host>>) -> Result<()> {
         let CopyIn { from, to } = call.into_inner();
-        array_mut(to).assign(&array(from));
+        to.array_mut().assign(&from.array());
         Ok(())
     }
 
     fn run_copy_out<T: Scalar>(&self, call: Checked<CopyOut<'_, T, Host>>) -> Result<()> {
         let CopyOut { from, to } = call.into_inner();
-        array_mut(to).assign(&array(from));
+        to.array_mut().assign(&from.array());
         Ok(())
     }
 }
@@ -180,7 +180,7 @@ impl<T: Element> SwiGLU<T> for Naive {
         let shape = z.shape();
         let values =
             Array2::from_shape_fn(shape, |at| self.value::<T>(w.function(), pre.gate[at], pre.up[at]));
-        for ((i, j), z) in array_mut(z).indexed_iter_mut() {
+        for ((i, j), z) in z.array_mut().indexed_iter_mut() {
             if !self.skips((i, j), shape) {
                 *z = self.round(values[[i, j]]);
             }
@@ -205,7 +205,7 @@ impl<T: Element> SwiGLU<T> for Naive {
         };
         let dab = self.gate_gradients::<T>(w.function(), &pre, &widen(dz));
         if let Some(saved) = saved {
-            for ((i, j), to) in array_mut(saved).indexed_iter_mut() {
+            for ((i, j), to) in saved.array_mut().indexed_iter_mut() {
                 // Exact: dAB already has the precision of the element type.
                 *to = T::from_f32(if j < hidden { dab.gate[[i, j]] } else { dab.up[[i, j - hidden]] });
             }

@@ -1,29 +1,13 @@
 //! Operands widened to `f32`, each with the dimension that a product sums over as its last.
 
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
-use swiglu_core::{Element, Host, MatMut, MatRef, Memory, Op, Orientation, Scalar, Weights};
+use ndarray::{Array2, Axis};
+use swiglu_core::{Element, Host, MatRef, Memory, Op, Orientation, Weights};
 
 use super::bug::Bug;
 
-/// The view as an ndarray. An empty one gets ndarray's own strides, because ndarray asserts that it has no others.
-pub(super) fn array<'a, T: Scalar>(m: MatRef<'a, T, Host>) -> ArrayView2<'a, T> {
-    match ArrayView2::from_shape(m.shape(), &[]) {
-        Ok(empty) => empty,
-        Err(_) => m.array(),
-    }
-}
-
-/// [`array`], for writing.
-pub(super) fn array_mut<'a, T: Scalar>(m: MatMut<'a, T, Host>) -> ArrayViewMut2<'a, T> {
-    match ArrayViewMut2::from_shape(m.shape(), &mut []) {
-        Ok(empty) => empty,
-        Err(_) => m.array_mut(),
-    }
-}
-
 /// A matrix in `f32`.
 pub(super) fn widen<T: Element>(m: MatRef<'_, T, Host>) -> Array2<f32> {
-    array(m).mapv(Element::to_f32)
+    m.array().mapv(Element::to_f32)
 }
 
 /// `op(m)` in `f32`, rows adjacent.

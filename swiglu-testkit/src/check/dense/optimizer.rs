@@ -48,10 +48,10 @@ pub(super) fn adamw<T: Value, B: Dense<T>>(bench: &Bench<'_, B>, report: &mut Re
     let backend = bench.backend;
     let mut other = AdamW::new(0.1);
     (other.beta1, other.beta2, other.epsilon, other.weight_decay) = (0.5, 0.9, 1e-3, 0.0);
-    for (index, hyper) in [AdamW::new(1e-2), other].into_iter().enumerate() {
+    for (pad, hyper) in [(0, AdamW::new(1e-2)), (3, other)] {
         for (wide, shape) in [(false, (3, 5)), (true, (17, 33)), (true, (1, 1)), (false, (0, 4))] {
             let parameter: Array2<T> = bench.normal(40, shape);
-            let mut placed = Guarded::new(backend, "parameter", &parameter, 3 * index)?;
+            let mut placed = Guarded::new(backend, "parameter", &parameter, pad)?;
             let mut optimizer = backend.optimizer(placed.view())?;
             let (zeros, start) = (Real::zeros(shape), real(&parameter));
             let mut state =

@@ -110,7 +110,7 @@ fn mode<T: Value, B: SwiGLU<T>>(
     check_backward(&judged, config, side, &Olds::draw(case), (&forward, &backward), report)?;
     *report = std::mem::take(report).of_case(case);
     match dwf {
-        Some(dwf) => accumulates(backend, layer, (&x, &dz), &dwf),
+        Some(dwf) => accumulates(backend, layer, &x, &dz, &dwf),
         None => Ok(()),
     }
 }
@@ -119,7 +119,8 @@ fn mode<T: Value, B: SwiGLU<T>>(
 fn accumulates<T: Value, B: SwiGLU<T>>(
     backend: &B,
     mut layer: FusedSwiGLU<T, B>,
-    (x, dz): (&Guarded<T, B::Memory>, &Guarded<T, B::Memory>),
+    x: &Guarded<T, B::Memory>,
+    dz: &Guarded<T, B::Memory>,
     once: &Array2<f32>,
 ) -> Result<(), Failure> {
     for (accumulate, factor) in [(false, 1.0), (true, 2.0)] {

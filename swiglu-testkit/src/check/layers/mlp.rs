@@ -157,6 +157,9 @@ mod tests {
     use super::*;
     use crate::oracle::cotangents;
 
+    /// The name of an operand, the operand, and its gradient.
+    type Part<'a> = (&'static str, fn(&mut Operands) -> &mut Real, &'a Real);
+
     #[test]
     fn the_reference_is_a_gradient() {
         let eps = 1e-6;
@@ -180,7 +183,7 @@ mod tests {
                     "{gate} {what}: {exact} {difference}"
                 );
             };
-            let parts: [(&str, fn(&mut Operands) -> &mut Real, &Real); 3] = [
+            let parts: [Part<'_>; 3] = [
                 ("dx", |o| &mut o.x, &gradients.0),
                 ("dwa", |o| &mut o.gate_weights, &gradients.1),
                 ("dwb", |o| &mut o.up_weights, &gradients.2),
