@@ -6,8 +6,8 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use ndarray::Array2;
 use ndarray::linalg::general_mat_mul;
 use swiglu::{
-    Cpu, Gradients, Host, MatMut, MatRef, Options, Orientation, Out, Route, Save, Saved, SwiGLU, Target, Unfused,
-    Weights,
+    Cpu, Gradients, Host, MatMut, MatRef, Options, Orientation, Out, Route, Save, Saved, SwiGLU, Target,
+    Unfused, Weights,
 };
 
 use common::{Flops, Operands, SHAPES, flops, name, ndarray_forward, ndarray_gate_backward};

@@ -3,7 +3,9 @@
 mod common;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use swiglu::{AdamW, Complete, Cpu, FusedSwiGLU, Gradient, Host, MatRef, Optimizer, Result, Saved, Unfused, WeightGrad};
+use swiglu::{
+    AdamW, Complete, Cpu, FusedSwiGLU, Gradient, Host, MatRef, Optimizer, Result, Saved, Unfused, WeightGrad,
+};
 
 use common::{Flops, Operands, flops};
 

@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use ndarray::linalg::general_mat_mul;
 use swiglu::{
-    Backend, Cpu, Gradients, Host, MatMut, MatRef, Options, Orientation, Out, Result, Save, Saved, SwiGLU, Target,
-    Unfused, Weights,
+    Backend, Cpu, Gradients, Host, MatMut, MatRef, Options, Orientation, Out, Result, Save, Saved, SwiGLU,
+    Target, Unfused, Weights,
 };
 
 use common::{Operands, SHAPES, flops, name, ndarray_forward, ndarray_gate_backward};
@@ -66,7 +66,10 @@ fn ndarray_round(o: &mut Operands, times: &mut Times) {
 fn main() -> Result<()> {
     let cpu = Cpu::new();
     let unfused = Unfused(cpu.clone());
-    println!("{}; f32, W [I, 2D], forward keeps pre-activations; medians, GFLOP/s (ratio of times to fused)", cpu.name());
+    println!(
+        "{}; f32, W [I, 2D], forward keeps pre-activations; medians, GFLOP/s (ratio of times to fused)",
+        cpu.name()
+    );
     println!("{:24} {:>8} {:>16} {:>16}", "", "fused", "unfused", "ndarray");
     for shape in SHAPES {
         let mut o = Operands::new(shape);

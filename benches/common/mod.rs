@@ -12,36 +12,36 @@ use rand_chacha::ChaCha8Rng;
 use swiglu::{MatMut, MatRef, Orientation, Weights};
 
 /// Batch, in_features and hidden: the CPU table of the project, from MNIST to LLaMA, down to one token.
-pub const SHAPES: [[usize; 3]; 5] =
+pub(crate) const SHAPES: [[usize; 3]; 5] =
     [[128, 784, 512], [512, 1024, 4096], [1024, 4096, 11008], [16, 4096, 11008], [1, 4096, 11008]];
 
 /// `4 * B * I * D`: the operations of two projections, and of each of dX and dWf.
-pub fn flops([batch, in_features, hidden]: [usize; 3]) -> u64 {
+pub(crate) fn flops([batch, in_features, hidden]: [usize; 3]) -> u64 {
     4 * batch as u64 * in_features as u64 * hidden as u64
 }
 
-pub fn name([batch, in_features, hidden]: [usize; 3]) -> String {
+pub(crate) fn name([batch, in_features, hidden]: [usize; 3]) -> String {
     format!("B{batch} I{in_features} D{hidden}")
 }
 
 /// Uniform in (-1, 1): never zeros, which some machines multiply faster.
-pub fn random(rows: usize, cols: usize, seed: u64) -> Array2<f32> {
+pub(crate) fn random(rows: usize, cols: usize, seed: u64) -> Array2<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     Array2::from_shape_simple_fn((rows, cols), || (rng.next_u32() >> 8) as f32 / (1 << 23) as f32 - 1.0)
 }
 
 /// x, wf, z and dz of one shape.
-pub struct Operands {
-    pub x: Array2<f32>,
-    pub wf: Array2<f32>,
-    pub z: Array2<f32>,
-    pub dz: Array2<f32>,
-    pub dx: Array2<f32>,
-    pub dwf: Array2<f32>,
+pub(crate) struct Operands {
+    pub(crate) x: Array2<f32>,
+    pub(crate) wf: Array2<f32>,
+    pub(crate) z: Array2<f32>,
+    pub(crate) dz: Array2<f32>,
+    pub(crate) dx: Array2<f32>,
+    pub(crate) dwf: Array2<f32>,
 }
 
 impl Operands {
-    pub fn new([batch, in_features, hidden]: [usize; 3]) -> Self {
+    pub(crate) fn new([batch, in_features, hidden]: [usize; 3]) -> Self {
         Self {
             x: random(batch, in_features, 1),
             wf: random(in_features, 2 * hidden, 2) / (in_features as f32).sqrt(),
@@ -53,7 +53,7 @@ impl Operands {
     }
 }
 
-pub fn silu(g: f32) -> f32 {
+pub(crate) fn silu(g: f32) -> f32 {
     g / (1.0 + (-g).exp())
 }
 
@@ -63,7 +63,7 @@ fn silu_slope(g: f32) -> f32 {
 }
 
 /// The op as anybody would write it with ndarray, whose products are matrixmultiply's, on all threads.
-pub fn ndarray_forward(x: &Array2<f32>, wf: &Array2<f32>, z: &mut Array2<f32>) -> Array2<f32> {
+pub(crate) fn ndarray_forward(x: &Array2<f32>, wf: &Array2<f32>, z: &mut Array2<f32>) -> Array2<f32> {
     let hidden = z.ncols();
     let pre = x.dot(wf);
     ndarray::Zip::from(z)
@@ -74,7 +74,7 @@ pub fn ndarray_forward(x: &Array2<f32>, wf: &Array2<f32>, z: &mut Array2<f32>) -
 }
 
 /// Its backward from saved pre-activations, which become their gradient.
-pub fn ndarray_gate_backward(dz: &Array2<f32>, pre: &mut Array2<f32>) {
+pub(crate) fn ndarray_gate_backward(dz: &Array2<f32>, pre: &mut Array2<f32>) {
     let (mut gates, mut ups) = pre.view_mut().split_at(ndarray::Axis(1), dz.ncols());
     ndarray::Zip::from(&mut gates).and(&mut ups).and(dz).for_each(|g, u, dz| {
         let (dg, du) = (dz * *u * silu_slope(*g), dz * silu(*g));
@@ -83,7 +83,7 @@ pub fn ndarray_gate_backward(dz: &Array2<f32>, pre: &mut Array2<f32>) {
 }
 
 /// Wall time, with throughput written as operations per second.
-pub struct Flops;
+pub(crate) struct Flops;
 
 struct FlopsFormatter;
 
@@ -140,7 +140,7 @@ impl ValueFormatter for FlopsFormatter {
 }
 
 /// Few samples: the large shapes take a second each.
-pub fn criterion() -> Criterion<Flops> {
+pub(crate) fn criterion() -> Criterion<Flops> {
     Criterion::default()
         .with_measurement(Flops)
         .sample_size(10)

@@ -115,7 +115,8 @@ impl Footprints {
     /// Every operand is where the backend is, and no output shares a byte with another operand.
     pub(crate) fn check<B: Backend>(&self, backend: &B) -> Result<()> {
         let (device, stream) = (backend.device(), backend.stream());
-        for footprint in self.list.iter().flatten().filter(|footprint| footprint.rows > 0) {
+        // From the back, where inputs are, in the order in which they were added.
+        for footprint in self.list.iter().rev().flatten().filter(|footprint| footprint.rows > 0) {
             let (operand, place) = (footprint.operand, footprint.place);
             if place.device != device {
                 return Err(Error::WrongDevice { operand, expected: device, got: place.device });
@@ -125,8 +126,8 @@ impl Footprints {
             }
         }
         for (index, output) in self.list[..self.outputs].iter().flatten().enumerate() {
-            let others = self.list[index + 1..].iter().flatten();
-            if let Some(other) = others.into_iter().find(|other| output.overlaps(other)) {
+            let mut others = self.list[index + 1..].iter().rev().flatten();
+            if let Some(other) = others.find(|other| output.overlaps(other)) {
                 return Err(Error::Overlap { output: output.operand, other: other.operand });
             }
         }

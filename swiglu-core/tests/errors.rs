@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use ndarray::{Array2, s};
 use swiglu_core::{
-    AdamW, Backend, Dense, Error, FusedSwiGLU, Gate, Gradient, Gradients, Host, Layout, LossTargets, MatMut, MatRef,
-    Matrix, Memory, Op, Options, Orientation, Out, Result, Save, SwiGLU, SwiGLUMlp, Target, Weights, bf16,
+    AdamW, Backend, Dense, Error, FusedSwiGLU, Gate, Gradient, Gradients, Host, Layout, LossTargets, MatMut,
+    MatRef, Matrix, Memory, Op, Options, Orientation, Out, Result, Save, SwiGLU, SwiGLUMlp, Target, Weights,
+    bf16,
 };
 use swiglu_cpu::Cpu;
 use swiglu_testkit::{Fake, Fault};
@@ -40,7 +41,8 @@ fn variants() -> BTreeSet<String> {
     let source = include_str!("../src/error.rs");
     let body = source.split("pub enum Error {").nth(1).unwrap_or_default();
     let body = body.split("\n}\n").next().unwrap_or_default();
-    let starts_variant = |line: &&str| line.starts_with("    ") && line.chars().nth(4).is_some_and(char::is_uppercase);
+    let starts_variant =
+        |line: &&str| line.starts_with("    ") && line.chars().nth(4).is_some_and(char::is_uppercase);
     let name = |line: &str| line.trim().split([' ', '(', '{', ',']).next().unwrap_or_default().to_owned();
     body.lines().filter(starts_variant).map(name).collect()
 }
@@ -80,7 +82,8 @@ fn overlap_errors() -> Vec<Error> {
     let w = ok(Weights::packed(wf.view(), Orientation::InOut));
     let mut block = vec![7.0f32; 200];
     let ptr = Host::ptr_mut(&mut block);
-    let view = |offset: usize, cols, stride| (Host::offset(ptr, offset), ok(Layout::strided(B, cols, stride)));
+    let view =
+        |offset: usize, cols, stride| (Host::offset(ptr, offset), ok(Layout::strided(B, cols, stride)));
     let run = |(x, x_layout), (z, z_layout)| {
         // SAFETY: both views lie in `block`, which outlives the call; core refuses the call when they share an element.
         let (x, z) = unsafe { (MatRef::from_raw(x, x_layout), MatMut::from_raw(z, z_layout)) };
@@ -89,7 +92,10 @@ fn overlap_errors() -> Vec<Error> {
     let overlapping = refused(run(view(0, I, I), view(4, D, D)));
     assert_eq!(overlapping.to_string(), "z overlaps x");
     ok(run(view(0, I, 20), view(I, D, 20)));
-    assert!(matches!(run(view(0, I, 20), view(I - 1, D, 20)), Err(Error::Overlap { .. })), "one column shared");
+    assert!(
+        matches!(run(view(0, I, 20), view(I - 1, D, 20)), Err(Error::Overlap { .. })),
+        "one column shared"
+    );
     drop(block);
     vec![overlapping]
 }
@@ -102,7 +108,10 @@ fn saved_errors() -> Vec<Error> {
     let other_gate = cpu.backward(x.view(), w.gate(Gate::Glu), dz.view(), &mut saved, Gradients::new(), o);
     let mut wrong = zeros(B, I + 1);
     let wrong_dx = Gradients::new().dx(Out::write(&mut wrong));
-    assert!(matches!(cpu.backward(x.view(), w, dz.view(), &mut saved, wrong_dx, o), Err(Error::Shape { .. })));
+    assert!(matches!(
+        cpu.backward(x.view(), w, dz.view(), &mut saved, wrong_dx, o),
+        Err(Error::Shape { .. })
+    ));
     assert!(saved.is_armed(), "a refused backward spends nothing");
     let (mut same, mut wide) = (zeros(I, D), zeros(I, D));
     let mixed = Gradients::new().dwf_split(Target::write(&mut same), Target::add(&mut wide));
@@ -115,7 +124,9 @@ fn saved_errors() -> Vec<Error> {
 fn option_errors() -> Vec<Error> {
     let (cpu, wf, x) = (Cpu::new(), zeros(I, 2 * D), zeros(B, I));
     let w = ok(Weights::packed(wf.view(), Orientation::InOut));
-    for (alpha, limit) in [(f32::NAN, 7.0), (1.0, f32::INFINITY), (1.0, 0.0), (1.0, -1.0), (f32::INFINITY, 1.0)] {
+    for (alpha, limit) in
+        [(f32::NAN, 7.0), (1.0, f32::INFINITY), (1.0, 0.0), (1.0, -1.0), (f32::INFINITY, 1.0)]
+    {
         let result = cpu.forward(x.view(), w.gate(Gate::SwigluClamped { alpha, limit }), Options::new());
         assert!(matches!(result, Err(Error::InvalidOption { .. })), "alpha {alpha}, limit {limit}");
     }

@@ -119,7 +119,10 @@ fn ends_and_zeros() {
     assert_eq!(slope(f32::NEG_INFINITY), 0.0);
     assert!(silu(f32::NAN).is_nan() && slope(f32::NAN).is_nan(), "a NaN passes");
     for gate in Gate::ALL {
-        assert!(gate.value(f32::NAN, 1.0).is_nan() && gate.value(1.0, f32::NAN).is_nan(), "{gate}: a NaN passes");
+        assert!(
+            gate.value(f32::NAN, 1.0).is_nan() && gate.value(1.0, f32::NAN).is_nan(),
+            "{gate}: a NaN passes"
+        );
         for g in [f32::INFINITY, f32::NEG_INFINITY, 0.0, -0.0, f32::MAX, f32::MIN] {
             let (dg, du) = gate.partials(g, 1.0);
             assert!(!gate.value(g, 1.0).is_nan() && !dg.is_nan() && !du.is_nan(), "{gate} at {g}: {dg} {du}");

@@ -165,14 +165,11 @@ impl<T: Element> Pass for ComposedBackward<'_, T> {
             for (half, target) in [(dgate, dwf.gate), (dup, dwf.up)] {
                 let (rows, cols) = target.shape();
                 let mut product = Matrix::host_zeros(rows, cols)?;
-                match w.orientation() {
-                    Orientation::InOut => {
-                        matmul(x.reversed_axes(), half, 0.0, product.view_mut().array_mut())
-                    }
-                    Orientation::OutIn => {
-                        matmul(half.reversed_axes(), x, 0.0, product.view_mut().array_mut())
-                    }
-                }
+                let (a, b) = match w.orientation() {
+                    Orientation::InOut => (x.reversed_axes(), half),
+                    Orientation::OutIn => (half.reversed_axes(), x),
+                };
+                matmul(a, b, 0.0, product.view_mut().array_mut());
                 deliver(&product, target);
             }
         }

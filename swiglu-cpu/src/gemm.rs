@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use crate::arena::Tasks;
 use crate::grid::{Grid, even_parts};
-use crate::kernels::Kernel;
+use crate::kernels::{Kernel, Panel};
 use crate::pack::{SourceA, SourceB};
 
 /// Where finished accumulators go. Splits along with the blocks, so that every task owns its part.
@@ -111,7 +111,9 @@ where
                 // With a single depth a tile is stored at once, so all of them can share one place.
                 let place = if depths == 1 { 0 } else { (j * row_panels + i) * K::MR * K::NR };
                 let c = &mut accumulators[place..][..panel_rows.len() * K::NR];
-                kernel.tile(A::FORM, panel_rows.len(), ks.len(), a_panel, b_panel, c, first);
+                let a_panel =
+                    Panel { form: A::FORM, rows: panel_rows.len(), depth: ks.len(), floats: a_panel };
+                kernel.tile(a_panel, b_panel, c, first);
                 if last {
                     let within = panel_rows.start - rows.start..panel_rows.end - rows.start;
                     let col = start - cols.start;

@@ -16,7 +16,10 @@ pub(crate) fn for_row_blocks<S: RowSplit>(operands: S, elements_per_row: usize, 
     let rows = operands.rows();
     let grain = (GRAIN / elements_per_row.max(1)).max(1);
     if rows <= grain {
-        return if rows == 0 { () } else { work(operands) };
+        if rows > 0 {
+            work(operands);
+        }
+        return;
     }
     let (upper, lower) = operands.split((rows / 2).next_multiple_of(grain).min(rows - 1));
     rayon::join(

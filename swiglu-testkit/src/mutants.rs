@@ -75,8 +75,8 @@ impl Mutant {
         }
     }
 
-    /// The checks that notice this mutant: all that take a case, on these cases; those with a list of their own, which
-    /// are slow, while fewer than `enough` kinds have noticed.
+    /// The checks that notice this mutant: all that take a case, on these cases; then those with a list of their own,
+    /// which are slow, until one of them notices, and only while fewer than `enough` kinds have.
     pub fn kills(self, cases: &[Case], enough: usize) -> Vec<Kill> {
         match self {
             Self::Arithmetic(bug) => kills(&Naive::with(bug), cases, enough),
@@ -123,6 +123,7 @@ pub fn kills<B: Complete>(backend: &B, cases: &[Case], enough: usize) -> Vec<Kil
         }
         if let Err(failure) = check.run(backend, &config, 1, 0) {
             kills.push(Kill { check, case: failure.case, message: failure.message });
+            break;
         }
     }
     kills

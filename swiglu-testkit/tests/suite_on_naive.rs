@@ -47,3 +47,20 @@ fn the_same_seed_runs_the_same_cases() {
     assert_eq!(run(1), run(1));
     assert_ne!(run(1).elements, run(2).elements);
 }
+
+/// Sums that turn out not to be exact are left out of the exact checks; ordinary ones must not be among them.
+#[test]
+fn exact_checks_reach_every_output() {
+    for dtype in ["f32", "f16", "bf16"] {
+        for keep in ["pre", "input"] {
+            let line =
+                format!("m9k17d33 {dtype} InOut packed pad0 swiglu bias {keep} dx+ dwf32+ dbias integers s3");
+            let case: Case = line.parse().unwrap_or_else(|e| panic!("{e}"));
+            let report =
+                Check::ExactIntegers.case(&Naive::new(), &case, &CONFIG).unwrap_or_else(|e| panic!("{e}"));
+            for output in ["dx", "dwf gate", "dwf up", "dbias gate", "dbias up"] {
+                assert!(report.outputs.contains_key(&format!("exact {output}")), "{output} of {line}");
+            }
+        }
+    }
+}

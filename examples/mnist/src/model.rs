@@ -2,8 +2,8 @@
 
 use ndarray::Array2;
 use swiglu::{
-    AdamW, Complete, FusedSwiGLU, Gradient, LossTargets, MatMut, MatRef, Matrix, Op, Optimizer,
-    Orientation, Result, Saved, Target, WeightGrad,
+    AdamW, Complete, FusedSwiGLU, Gradient, LossTargets, MatMut, MatRef, Matrix, Op, Optimizer, Orientation,
+    Result, Saved, Target, WeightGrad,
 };
 
 use crate::batches::uniform;

@@ -5,7 +5,7 @@ use std::arch::x86_64::{
 };
 
 use super::tile::{Vector, check, dispatch_rows, tile};
-use super::{Form, Kernel};
+use super::{Form, Kernel, Panel};
 
 /// Proof that this machine has AVX2, FMA and F16C.
 #[derive(Clone, Copy, Debug)]
@@ -57,9 +57,11 @@ impl Vector for __m256 {
 }
 
 /// # Safety
-/// As [`tile`]; AVX2 and FMA are there.
+/// As [`tile`], with the floats of `a`; AVX2 and FMA are there.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn run(form: Form, rows: usize, depth: usize, a: *const f32, b: *const f32, c: *mut f32, first: bool) {
+unsafe fn run(a: Panel<'_>, b: *const f32, c: *mut f32, first: bool) {
+    let Panel { form, rows, depth, floats } = a;
+    let a = floats.as_ptr();
     // SAFETY: the caller's contract.
     unsafe { dispatch_rows!(Avx2, __m256, form, rows, (depth, a, b, c, first), [1, 2, 3, 4, 5, 6]) }
 }
@@ -79,10 +81,10 @@ impl Kernel for Avx2 {
     /// 256 x 16 floats are 16 KiB, half of a 32 KiB L1.
     const KC: usize = 256;
 
-    fn tile(self, form: Form, rows: usize, depth: usize, a: &[f32], b: &[f32], c: &mut [f32], first: bool) {
-        check::<Self>(form, rows, depth, a, b, c);
+    fn tile(self, a: Panel<'_>, b: &[f32], c: &mut [f32], first: bool) {
+        check::<Self>(a, b, c);
         // SAFETY: `check` compared the three lengths with what the tile reads and writes; `self` proves the ISA.
-        unsafe { run(form, rows, depth, a.as_ptr(), b.as_ptr(), c.as_mut_ptr(), first) }
+        unsafe { run(a, b.as_ptr(), c.as_mut_ptr(), first) }
     }
 
     #[inline(always)]

@@ -5,7 +5,7 @@ use std::arch::x86_64::{
 };
 
 use super::tile::{Vector, check, dispatch_rows, tile};
-use super::{Form, Kernel};
+use super::{Form, Kernel, Panel};
 
 /// Proof that this machine has AVX-512 F, BW, DQ and VL.
 #[derive(Clone, Copy, Debug)]
@@ -60,9 +60,11 @@ impl Vector for __m512 {
 }
 
 /// # Safety
-/// As [`tile`]; AVX-512 is there.
+/// As [`tile`], with the floats of `a`; AVX-512 is there.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
-unsafe fn run(form: Form, rows: usize, depth: usize, a: *const f32, b: *const f32, c: *mut f32, first: bool) {
+unsafe fn run(a: Panel<'_>, b: *const f32, c: *mut f32, first: bool) {
+    let Panel { form, rows, depth, floats } = a;
+    let a = floats.as_ptr();
     // SAFETY: the caller's contract.
     unsafe {
         dispatch_rows!(
@@ -91,10 +93,10 @@ impl Kernel for Avx512 {
     /// 192 x 32 floats are 24 KiB, half of a 48 KiB L1.
     const KC: usize = 192;
 
-    fn tile(self, form: Form, rows: usize, depth: usize, a: &[f32], b: &[f32], c: &mut [f32], first: bool) {
-        check::<Self>(form, rows, depth, a, b, c);
+    fn tile(self, a: Panel<'_>, b: &[f32], c: &mut [f32], first: bool) {
+        check::<Self>(a, b, c);
         // SAFETY: `check` compared the three lengths with what the tile reads and writes; `self` proves the ISA.
-        unsafe { run(form, rows, depth, a.as_ptr(), b.as_ptr(), c.as_mut_ptr(), first) }
+        unsafe { run(a, b.as_ptr(), c.as_mut_ptr(), first) }
     }
 
     #[inline(always)]

@@ -26,6 +26,19 @@ pub(crate) enum Form {
     KMajor,
 }
 
+/// A packed panel of A.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Panel<'a> {
+    /// How it lies in memory.
+    pub(crate) form: Form,
+    /// Rows, at least 1 and at most [`Kernel::MR`].
+    pub(crate) rows: usize,
+    /// Extent in k, at most [`Kernel::KC`].
+    pub(crate) depth: usize,
+    /// The elements, and maybe more behind them.
+    pub(crate) floats: &'a [f32],
+}
+
 /// A register tile `MR x NR` and the instruction set it is written for.
 pub(crate) trait Kernel: Copy + Send + Sync + 'static {
     /// `{arch}-{dtype}-{mr}x{nr}`.
@@ -40,11 +53,12 @@ pub(crate) trait Kernel: Copy + Send + Sync + 'static {
     /// the same few sets of L1.
     const A_STRIDE: usize = Self::KC + 16;
 
-    /// `c[r][j] (+)= sum over k < depth of a(r, k) * b[k][j]` for `r < rows`, `c` and `b` dense with `NR` columns.
+    /// `c[r][j] (+)= sum over k of a(r, k) * b[k][j]` for the rows and the depth of `a`; `b` and `c` are dense with `NR`
+    /// columns.
     ///
     /// Each element is one chain of multiply-adds in ascending k, continued from `c` unless `first`: its bits do not
-    /// depend on how k was cut into panels, nor on `rows`.
-    fn tile(self, form: Form, rows: usize, depth: usize, a: &[f32], b: &[f32], c: &mut [f32], first: bool);
+    /// depend on how k was cut into panels, nor on the number of rows.
+    fn tile(self, a: Panel<'_>, b: &[f32], c: &mut [f32], first: bool);
 
     /// Calls `f` in a context where the compiler may use this instruction set, so that plain loops in `f` vectorise
     /// for it. Inlined functions only: a call that stays a call is compiled for the baseline.

@@ -1,7 +1,7 @@
 //! The semantics in plain Rust, for every machine.
 
 use super::tile::{Vector, check, dispatch_rows, tile};
-use super::{Form, Kernel};
+use super::{Form, Kernel, Panel};
 
 /// Plain Rust; exists everywhere.
 #[derive(Clone, Copy, Debug)]
@@ -51,9 +51,10 @@ impl Kernel for Portable {
     /// 256 x 8 floats are 8 KiB, a quarter of the smallest L1 in use.
     const KC: usize = 256;
 
-    fn tile(self, form: Form, rows: usize, depth: usize, a: &[f32], b: &[f32], c: &mut [f32], first: bool) {
-        check::<Self>(form, rows, depth, a, b, c);
-        let (a, b, c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
+    fn tile(self, a: Panel<'_>, b: &[f32], c: &mut [f32], first: bool) {
+        check::<Self>(a, b, c);
+        let Panel { form, rows, depth, floats } = a;
+        let (a, b, c) = (floats.as_ptr(), b.as_ptr(), c.as_mut_ptr());
         // SAFETY: `check` compared the three lengths with what the tile reads and writes.
         unsafe { dispatch_rows!(Self, F32x4, form, rows, (depth, a, b, c, first), [1, 2, 3, 4]) }
     }

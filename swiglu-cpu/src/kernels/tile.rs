@@ -1,6 +1,6 @@
 //! The one register tile that every instruction set instantiates.
 
-use super::{Form, Kernel};
+use super::{Form, Kernel, Panel};
 
 /// A vector register of f32.
 ///
@@ -61,17 +61,16 @@ pub(super) unsafe fn tile<K: Kernel, V: Vector, const MR: usize, const ROW_MAJOR
 
 /// What every kernel checks before it goes to pointers.
 #[inline(always)]
-pub(super) fn check<K: Kernel>(form: Form, rows: usize, depth: usize, a: &[f32], b: &[f32], c: &[f32]) {
+pub(super) fn check<K: Kernel>(a: Panel<'_>, b: &[f32], c: &[f32]) {
+    let Panel { form, rows, depth, floats } = a;
     let a_len = match form {
         _ if depth == 0 => 0,
         Form::RowMajor => (rows - 1) * K::A_STRIDE + depth,
         Form::KMajor => rows * depth,
     };
     assert!((1..=K::MR).contains(&rows) && depth <= K::KC, "tile of {rows} rows, depth {depth}");
-    assert!(
-        a.len() >= a_len && b.len() >= depth * K::NR && c.len() >= rows * K::NR,
-        "panels of a tile are too short"
-    );
+    let long_enough = floats.len() >= a_len && b.len() >= depth * K::NR && c.len() >= rows * K::NR;
+    assert!(long_enough, "panels of a tile are too short");
 }
 
 /// Calls `tile` with the row count as a constant.

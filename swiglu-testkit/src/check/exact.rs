@@ -42,6 +42,7 @@ fn same<T: Element>(
     allowed: impl Fn((usize, usize)) -> (f64, f64),
     report: &mut Report,
 ) -> Result<(), Failure> {
+    report.output(&format!("exact {name}"), (0.0, 0.0));
     for (at, got) in got.indexed_iter() {
         let (got, (one, other)) = (f64::from(got.to_f32()), allowed(at));
         report.elements += 1;
