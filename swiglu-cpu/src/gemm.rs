@@ -100,7 +100,7 @@ where
         let (first, last) = (depth == 0, depth + 1 == depths);
         let b_stride = ks.len() * K::NR;
         let col_panels = cols.len().div_ceil(grid.width);
-        b.pack::<K>(cols.clone(), ks.clone(), &mut b_panels[..col_panels * b_stride]);
+        b.pack(kernel, cols.clone(), ks.clone(), &mut b_panels[..col_panels * b_stride]);
         for (i, rows) in even_parts(rows.clone(), K::MR).enumerate() {
             a.pack::<K>(rows, ks.clone(), &mut a_panels[i * K::MR * K::A_STRIDE..][..K::MR * K::A_STRIDE]);
         }

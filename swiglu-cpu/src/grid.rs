@@ -25,9 +25,11 @@ pub(crate) struct Grid {
 impl Grid {
     /// Row panels of a block: 12 x 14 x 208 floats of A are 140 KB with AVX-512.
     const ROW_PANELS: usize = 12;
-    /// Column panels of a block: 8 x 192 x 32 floats of B are 197 KB with AVX-512; with as many accumulators, a block
-    /// works in half of a 1 MiB L2.
-    const COL_PANELS: usize = 8;
+    /// Tiles of a block: 96 x 14 x 32 accumulators are 172 KB, and with 12 row panels 8 x 192 x 32 floats of B 197 KB. A
+    /// block works in half of a 1 MiB L2.
+    const TILES: usize = 96;
+    /// Column panels of a block with few rows, where packing B is all the work: longer runs of each of its rows.
+    const COL_PANELS: usize = 32;
 
     /// Chooses blocks for `threads` threads: of the size that fits L2, smaller where threads would idle, or of the
     /// edge that the caller asked for.
@@ -49,7 +51,7 @@ impl Grid {
 
     fn automatic<K: Kernel>(m: usize, n: usize, width: usize, threads: usize) -> (usize, usize) {
         let mut row_panels = m.div_ceil(K::MR).clamp(1, Self::ROW_PANELS);
-        let mut col_panels = n.div_ceil(width).clamp(1, Self::COL_PANELS);
+        let mut col_panels = n.div_ceil(width).clamp(1, (Self::TILES / row_panels).min(Self::COL_PANELS));
         // Two blocks for each thread, so that one that is late costs half a share at most.
         let too_few =
             |rows: usize, cols: usize| m.div_ceil(rows * K::MR) * n.div_ceil(cols * width) < 2 * threads;

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use swiglu_core::{Element, Host, MatRef};
 
-use crate::kernels::{Form, Kernel};
+use crate::kernels::{EDGE, Form, Kernel};
 
 /// Rows of A.
 pub(crate) trait SourceA: Sync {
@@ -27,7 +27,7 @@ pub(crate) trait SourceB: Sync {
     /// [`width`](Self::width) of `cols`; columns that are not there become zeros.
     ///
     /// All panels at once, so that a row of the source is read from end to end while its page is at hand.
-    fn pack<K: Kernel>(&self, cols: Range<usize>, ks: Range<usize>, panels: &mut [f32]);
+    fn pack<K: Kernel>(&self, kernel: K, cols: Range<usize>, ks: Range<usize>, panels: &mut [f32]);
 }
 
 /// Columns `cols` of row `row`. Both were checked when the call was, so they are always there.
@@ -115,7 +115,14 @@ impl<T: Element> Factor<'_, T> {
 
     /// Fills lanes `at..at + width` of every panel of `nr` lanes.
     #[inline(always)]
-    fn fill(&self, cols: Range<usize>, ks: Range<usize>, panels: &mut [f32], lanes: Lanes) {
+    fn fill<K: Kernel>(
+        &self,
+        kernel: K,
+        cols: Range<usize>,
+        ks: Range<usize>,
+        panels: &mut [f32],
+        lanes: Lanes,
+    ) {
         let panel_len = ks.len() * lanes.nr;
         if panel_len == 0 {
             return;
@@ -127,7 +134,7 @@ impl<T: Element> Factor<'_, T> {
                     panels.chunks_exact_mut(panel_len).zip(cols.clone().step_by(lanes.width))
                 {
                     let cols = start..cols.end.min(start + lanes.width);
-                    self.transpose(cols, ks.clone(), panel, lanes.nr, lanes.at, lanes.width);
+                    self.transpose(kernel, cols, ks.clone(), panel, lanes);
                 }
             }
         }
@@ -155,45 +162,35 @@ impl<T: Element> Factor<'_, T> {
         }
     }
 
-    /// Sixteen k of each column at a time: a cache line of the source, widened into a small block that is then written
-    /// out by columns.
+    /// k runs along the columns: blocks of sixteen columns and sixteen k, a cache line of the source each, are widened
+    /// and written out transposed.
     #[inline(always)]
-    fn transpose(
+    fn transpose<K: Kernel>(
         &self,
+        kernel: K,
         cols: Range<usize>,
         ks: Range<usize>,
         panel: &mut [f32],
-        nr: usize,
-        at: usize,
-        width: usize,
+        lanes: Lanes,
     ) {
-        const STRIP: usize = 16;
-        const LANES: usize = 16;
-        for (strip, panel) in panel.chunks_mut(STRIP * nr).enumerate().take(ks.len().div_ceil(STRIP)) {
-            let start = ks.start + strip * STRIP;
-            let deep = STRIP.min(ks.end - start);
-            for lane in (0..width).step_by(LANES) {
-                let mut block = [[0.0f32; STRIP]; LANES];
-                let lanes = LANES.min(width - lane);
-                for (j, column) in
-                    block.iter_mut().enumerate().take(lanes.min(cols.len().saturating_sub(lane)))
-                {
-                    T::widen(
-                        part(self.matrix, cols.start + lane + j, start..start + deep),
-                        &mut column[..deep],
-                    );
+        let Lanes { nr, at, width } = lanes;
+        for start in ks.clone().step_by(EDGE) {
+            let deep = EDGE.min(ks.end - start);
+            let rows = &mut panel[(start - ks.start) * nr..];
+            for lane in (0..width).step_by(EDGE) {
+                let mut block = [[0.0; EDGE]; EDGE];
+                let there = cols.len().saturating_sub(lane).min(EDGE);
+                for (j, column) in block.iter_mut().enumerate().take(there) {
+                    let from = part(self.matrix, cols.start + lane + j, start..start + deep);
+                    if deep == EDGE { copy_lanes(from, column, EDGE) } else { T::widen(from, column) }
                 }
-                if lanes == LANES {
-                    for (k, row) in panel.chunks_exact_mut(nr).enumerate().take(deep) {
-                        let row = &mut row[at + lane..at + lane + LANES];
-                        for j in 0..LANES {
-                            row[j] = block[j][k];
-                        }
-                    }
+                if deep == EDGE && width - lane >= EDGE {
+                    kernel.transpose(&block, &mut rows[at + lane..], nr);
                 } else {
-                    for (k, row) in panel.chunks_exact_mut(nr).enumerate().take(deep) {
-                        for j in 0..lanes {
-                            row[at + lane + j] = block[j][k];
+                    let lanes = EDGE.min(width - lane);
+                    for (k, row) in rows.chunks_exact_mut(nr).enumerate().take(deep) {
+                        for (to, column) in row[at + lane..at + lane + lanes].iter_mut().zip(&block) {
+                            *to = column[k];
                         }
                     }
                 }
@@ -214,22 +211,22 @@ impl<T: Element> SourceB for Stacked<'_, T> {
     }
 
     #[inline(always)]
-    fn pack<K: Kernel>(&self, cols: Range<usize>, ks: Range<usize>, panels: &mut [f32]) {
+    fn pack<K: Kernel>(&self, kernel: K, cols: Range<usize>, ks: Range<usize>, panels: &mut [f32]) {
         let seam = self.first.depth();
         let lanes = Lanes { nr: K::NR, at: 0, width: K::NR };
         let Some(second) = self.second.as_ref().filter(|_| ks.end > seam) else {
-            return self.first.fill(cols, ks, panels, lanes);
+            return self.first.fill(kernel, cols, ks, panels, lanes);
         };
         if ks.start >= seam {
-            return second.fill(cols, ks.start - seam..ks.end - seam, panels, lanes);
+            return second.fill(kernel, cols, ks.start - seam..ks.end - seam, panels, lanes);
         }
         // The seam lies inside: panel by panel, since each of them holds both factors.
         let (upper, lower) = (ks.start..seam, 0..ks.end - seam);
         for (panel, start) in panels.chunks_exact_mut(ks.len() * K::NR).zip(cols.clone().step_by(K::NR)) {
             let cols = start..cols.end.min(start + K::NR);
             let (above, below) = panel.split_at_mut(upper.len() * K::NR);
-            self.first.fill(cols.clone(), upper.clone(), above, lanes);
-            second.fill(cols, lower.clone(), below, lanes);
+            self.first.fill(kernel, cols.clone(), upper.clone(), above, lanes);
+            second.fill(kernel, cols, lower.clone(), below, lanes);
         }
     }
 }
@@ -247,9 +244,9 @@ impl<T: Element> SourceB for Paired<'_, T> {
     }
 
     #[inline(always)]
-    fn pack<K: Kernel>(&self, cols: Range<usize>, ks: Range<usize>, panels: &mut [f32]) {
+    fn pack<K: Kernel>(&self, kernel: K, cols: Range<usize>, ks: Range<usize>, panels: &mut [f32]) {
         let width = K::NR / 2;
-        self.gate.fill(cols.clone(), ks.clone(), panels, Lanes { nr: K::NR, at: 0, width });
-        self.up.fill(cols, ks, panels, Lanes { nr: K::NR, at: width, width });
+        self.gate.fill(kernel, cols.clone(), ks.clone(), panels, Lanes { nr: K::NR, at: 0, width });
+        self.up.fill(kernel, cols, ks, panels, Lanes { nr: K::NR, at: width, width });
     }
 }

@@ -1,11 +1,13 @@
 //! AVX-512: thirty-two 512-bit registers.
 
 use std::arch::x86_64::{
-    __m512, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
+    __m512, _mm512_castpd_ps, _mm512_castps_pd, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps,
+    _mm512_setzero_ps, _mm512_shuffle_f32x4, _mm512_storeu_ps, _mm512_unpackhi_pd, _mm512_unpackhi_ps,
+    _mm512_unpacklo_pd, _mm512_unpacklo_ps,
 };
 
 use super::tile::{Vector, check, dispatch_rows, tile};
-use super::{Form, Kernel, Panel};
+use super::{Block, EDGE, Form, Kernel, Panel};
 
 /// Proof that this machine has AVX-512 F, BW, DQ and VL.
 #[derive(Clone, Copy, Debug)]
@@ -78,6 +80,44 @@ unsafe fn run(a: Panel<'_>, b: *const f32, c: *mut f32, first: bool) {
     }
 }
 
+/// Transposes by halving: pairs of rows, pairs of pairs, then the four 128-bit lanes twice.
+///
+/// # Safety
+/// - AVX-512 is there.
+/// - `to` is writable for sixteen rows of sixteen floats, `stride` apart.
+#[target_feature(enable = "avx512f")]
+unsafe fn transpose(block: &Block, to: *mut f32, stride: usize) {
+    // SAFETY: a row of the block is sixteen floats; the caller's contract for `to`.
+    unsafe {
+        let rows: [__m512; EDGE] = std::array::from_fn(|j| _mm512_loadu_ps(block[j].as_ptr()));
+        // quads[q][c], lane l: column 4 l + c of rows 4 q .. 4 q + 4.
+        let quads: [[__m512; 4]; 4] = std::array::from_fn(|q| {
+            let r = &rows[4 * q..4 * q + 4];
+            let (low01, high01) = (_mm512_unpacklo_ps(r[0], r[1]), _mm512_unpackhi_ps(r[0], r[1]));
+            let (low23, high23) = (_mm512_unpacklo_ps(r[2], r[3]), _mm512_unpackhi_ps(r[2], r[3]));
+            let pair = |a: __m512, b: __m512| (_mm512_castps_pd(a), _mm512_castps_pd(b));
+            let ((a, b), (c, d)) = (pair(low01, low23), pair(high01, high23));
+            [
+                _mm512_castpd_ps(_mm512_unpacklo_pd(a, b)),
+                _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)),
+                _mm512_castpd_ps(_mm512_unpacklo_pd(c, d)),
+                _mm512_castpd_ps(_mm512_unpackhi_pd(c, d)),
+            ]
+        });
+        for c in 0..4 {
+            let [q0, q1, q2, q3] = [quads[0][c], quads[1][c], quads[2][c], quads[3][c]];
+            // 0x88 takes the even lanes of both operands, 0xdd the odd ones.
+            let (even01, even23) =
+                (_mm512_shuffle_f32x4::<0x88>(q0, q1), _mm512_shuffle_f32x4::<0x88>(q2, q3));
+            let (odd01, odd23) = (_mm512_shuffle_f32x4::<0xdd>(q0, q1), _mm512_shuffle_f32x4::<0xdd>(q2, q3));
+            _mm512_storeu_ps(to.add(c * stride), _mm512_shuffle_f32x4::<0x88>(even01, even23));
+            _mm512_storeu_ps(to.add((4 + c) * stride), _mm512_shuffle_f32x4::<0x88>(odd01, odd23));
+            _mm512_storeu_ps(to.add((8 + c) * stride), _mm512_shuffle_f32x4::<0xdd>(even01, even23));
+            _mm512_storeu_ps(to.add((12 + c) * stride), _mm512_shuffle_f32x4::<0xdd>(odd01, odd23));
+        }
+    }
+}
+
 /// # Safety
 /// AVX-512, FMA and F16C are there.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")]
@@ -97,6 +137,13 @@ impl Kernel for Avx512 {
         check::<Self>(a, b, c);
         // SAFETY: `check` compared the three lengths with what the tile reads and writes; `self` proves the ISA.
         unsafe { run(a, b.as_ptr(), c.as_mut_ptr(), first) }
+    }
+
+    #[inline(always)]
+    fn transpose(self, block: &Block, to: &mut [f32], stride: usize) {
+        assert!(stride >= EDGE && to.len() >= (EDGE - 1) * stride + EDGE, "room for a transposed block");
+        // SAFETY: the assertion compared the length with the 16 rows written; `self` proves the ISA.
+        unsafe { transpose(block, to.as_mut_ptr(), stride) }
     }
 
     #[inline(always)]

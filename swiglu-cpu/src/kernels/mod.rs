@@ -26,6 +26,12 @@ pub(crate) enum Form {
     KMajor,
 }
 
+/// Edge of a block that is transposed while it is packed: a cache line of f32.
+pub(crate) const EDGE: usize = 16;
+
+/// A block to be transposed.
+pub(crate) type Block = [[f32; EDGE]; EDGE];
+
 /// A packed panel of A.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Panel<'a> {
@@ -59,6 +65,16 @@ pub(crate) trait Kernel: Copy + Send + Sync + 'static {
     /// Each element is one chain of multiply-adds in ascending k, continued from `c` unless `first`: its bits do not
     /// depend on how k was cut into panels, nor on the number of rows.
     fn tile(self, a: Panel<'_>, b: &[f32], c: &mut [f32], first: bool);
+
+    /// `to[k * stride + j] = block[j][k]`.
+    #[inline(always)]
+    fn transpose(self, block: &Block, to: &mut [f32], stride: usize) {
+        for (k, row) in to.chunks_mut(stride).take(EDGE).enumerate() {
+            for (to, column) in row.iter_mut().zip(block) {
+                *to = column[k];
+            }
+        }
+    }
 
     /// Calls `f` in a context where the compiler may use this instruction set, so that plain loops in `f` vectorise
     /// for it. Inlined functions only: a call that stays a call is compiled for the baseline.
