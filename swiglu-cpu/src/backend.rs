@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use swiglu_core::ops::{Backward, CopyIn, CopyOut, Forward};
 use swiglu_core::{
-    Backend, Checked, DeviceId, Element, Error, Host, Matrix, Plan, Problem, Result, Route, Scalar, SwiGLU,
+    Backend, Checked, DeviceId, Error, Host, Matrix, Plan, Problem, Result, Route, Scalar, SwiGLU, bf16, f16,
 };
 
 use crate::arena::{Arena, Workspace};
@@ -166,24 +166,31 @@ impl Backend for Cpu {
     }
 }
 
-impl<T: Element> SwiGLU<T> for Cpu {
-    fn run_forward(&self, call: Checked<Forward<'_, T, Host>>) -> Result<()> {
-        let call = call.into_inner();
-        match call.problem.options.route {
-            Route::Fused => self.run(ForwardPass(call)),
-            Route::Composed => self.run(ComposedForward(call)),
-        }
-    }
+/// One implementation for each element type, not one that is generic: so the kernels are compiled here, once, and not
+/// again in every crate that uses them.
+macro_rules! swiglu {
+    ($($t:ty),*) => {$(
+        impl SwiGLU<$t> for Cpu {
+            fn run_forward(&self, call: Checked<Forward<'_, $t, Host>>) -> Result<()> {
+                let call = call.into_inner();
+                match call.problem.options.route {
+                    Route::Fused => self.run(ForwardPass(call)),
+                    Route::Composed => self.run(ComposedForward(call)),
+                }
+            }
 
-    fn run_backward(&self, call: Checked<Backward<'_, T, Host>>) -> Result<()> {
-        let call = call.into_inner();
-        match call.problem.options.route {
-            Route::Fused => self.run(BackwardPass(call)),
-            Route::Composed => self.run(ComposedBackward(call)),
-        }
-    }
+            fn run_backward(&self, call: Checked<Backward<'_, $t, Host>>) -> Result<()> {
+                let call = call.into_inner();
+                match call.problem.options.route {
+                    Route::Fused => self.run(BackwardPass(call)),
+                    Route::Composed => self.run(ComposedBackward(call)),
+                }
+            }
 
-    fn plan(&self, problem: &Problem) -> Result<Plan> {
-        Ok(plan::plan(self.isa()?, self.threads(), problem))
-    }
+            fn plan(&self, problem: &Problem) -> Result<Plan> {
+                Ok(plan::plan(self.isa()?, self.threads(), problem))
+            }
+        }
+    )*};
 }
+swiglu!(f32, f16, bf16);

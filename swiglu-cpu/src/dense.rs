@@ -2,7 +2,7 @@
 
 use swiglu_core::ops::{AdamWStep, AddBias, ColumnSums, CrossEntropy, GateBackward, GateForward, MatMul};
 use swiglu_core::{
-    Checked, Dense, Element, Error, Gradient, Host, MatMut, MatRef, Op, Out, Result, Target, Tile,
+    Checked, Dense, Element, Error, Gradient, Host, MatMut, MatRef, Op, Out, Result, Target, Tile, bf16, f16,
 };
 
 use crate::arena::{Tasks, Workspace};
@@ -15,51 +15,57 @@ use crate::output::Store;
 use crate::pack::{Along, Columns, Factor, Rows, SourceA, Stacked};
 use crate::{loss, optimizer, rows};
 
-impl<T: Element> Dense<T> for Cpu {
-    fn run_matmul(&self, call: Checked<MatMul<'_, T, Host>>) -> Result<()> {
-        let call = call.into_inner();
-        self.run(Product(call))
-    }
+/// One implementation for each element type; see the macro `swiglu`.
+macro_rules! dense {
+    ($($t:ty),*) => {$(
+        impl Dense<$t> for Cpu {
+            fn run_matmul(&self, call: Checked<MatMul<'_, $t, Host>>) -> Result<()> {
+                let call = call.into_inner();
+                self.run(Product(call))
+            }
 
-    fn run_add_bias(&self, call: Checked<AddBias<'_, T, Host>>) -> Result<()> {
-        self.run(BiasSum(call.into_inner()))
-    }
+            fn run_add_bias(&self, call: Checked<AddBias<'_, $t, Host>>) -> Result<()> {
+                self.run(BiasSum(call.into_inner()))
+            }
 
-    fn run_column_sums(&self, call: Checked<ColumnSums<'_, T, Host>>) -> Result<()> {
-        let call = call.into_inner();
-        self.run(SumColumns(call))
-    }
+            fn run_column_sums(&self, call: Checked<ColumnSums<'_, $t, Host>>) -> Result<()> {
+                let call = call.into_inner();
+                self.run(SumColumns(call))
+            }
 
-    fn run_gate(&self, call: Checked<GateForward<'_, T, Host>>) -> Result<()> {
-        let call = call.into_inner();
-        self.run(GateValues(call))
-    }
+            fn run_gate(&self, call: Checked<GateForward<'_, $t, Host>>) -> Result<()> {
+                let call = call.into_inner();
+                self.run(GateValues(call))
+            }
 
-    fn run_gate_backward(&self, call: Checked<GateBackward<'_, T, Host>>) -> Result<()> {
-        let call = call.into_inner();
-        self.run(GateGradients(call))
-    }
+            fn run_gate_backward(&self, call: Checked<GateBackward<'_, $t, Host>>) -> Result<()> {
+                let call = call.into_inner();
+                self.run(GateGradients(call))
+            }
 
-    fn run_cross_entropy(&self, call: Checked<CrossEntropy<'_, T, Host>>) -> Result<()> {
-        let call = call.into_inner();
-        let classes = call.logits.cols();
-        for row in 0..call.labels.rows() {
-            let label = call.labels.row(row).and_then(|labels| labels.first()).copied().unwrap_or_default();
-            if label as usize >= classes {
-                return Err(Error::Label { row, label, classes });
+            fn run_cross_entropy(&self, call: Checked<CrossEntropy<'_, $t, Host>>) -> Result<()> {
+                let call = call.into_inner();
+                let classes = call.logits.cols();
+                for row in 0..call.labels.rows() {
+                    let label = call.labels.row(row).and_then(|labels| labels.first()).copied().unwrap_or_default();
+                    if label as usize >= classes {
+                        return Err(Error::Label { row, label, classes });
+                    }
+                }
+                self.run(loss::Loss(call))
+            }
+
+            fn run_adamw(&self, call: Checked<AdamWStep<'_, $t, Host>>) -> Result<()> {
+                let AdamWStep { hyper, gradient, state, parameter } = call.into_inner();
+                match gradient {
+                    Gradient::Same(gradient) => self.run(optimizer::Step { hyper, gradient, state, parameter }),
+                    Gradient::F32(gradient) => self.run(optimizer::Step { hyper, gradient, state, parameter }),
+                }
             }
         }
-        self.run(loss::Loss(call))
-    }
-
-    fn run_adamw(&self, call: Checked<AdamWStep<'_, T, Host>>) -> Result<()> {
-        let AdamWStep { hyper, gradient, state, parameter } = call.into_inner();
-        match gradient {
-            Gradient::Same(gradient) => self.run(optimizer::Step { hyper, gradient, state, parameter }),
-            Gradient::F32(gradient) => self.run(optimizer::Step { hyper, gradient, state, parameter }),
-        }
-    }
+    )*};
 }
+dense!(f32, f16, bf16);
 
 struct Product<'a, T: Element>(MatMul<'a, T, Host>);
 

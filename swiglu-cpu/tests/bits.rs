@@ -56,7 +56,10 @@ fn run<T: Element>(
     inputs: &Inputs<T>,
     batch: std::ops::Range<usize>,
     options: Options,
-) -> Outputs<T> {
+) -> Outputs<T>
+where
+    Cpu: SwiGLU<T>,
+{
     try_run(cpu, inputs, batch, options).unwrap_or_else(|e| panic!("{e}"))
 }
 
@@ -65,7 +68,10 @@ fn try_run<T: Element>(
     inputs: &Inputs<T>,
     batch: std::ops::Range<usize>,
     options: Options,
-) -> swiglu_core::Result<Outputs<T>> {
+) -> swiglu_core::Result<Outputs<T>>
+where
+    Cpu: SwiGLU<T>,
+{
     let x = MatRef::try_from(inputs.x.slice(s![batch.clone(), ..]))?;
     let dz = MatRef::try_from(inputs.dz.slice(s![batch.clone(), ..]))?;
     let w = Weights::packed(MatRef::try_from(&inputs.wf)?, inputs.orientation)?
@@ -95,7 +101,10 @@ fn shapes() -> impl Iterator<Item = [usize; 3]> {
     batches.into_iter().flat_map(move |batch| widths.into_iter().map(move |(i, d)| [batch, i, d]))
 }
 
-fn agree_on_any_number_of_threads<T: Element>() {
+fn agree_on_any_number_of_threads<T: Element>()
+where
+    Cpu: SwiGLU<T>,
+{
     let handles = [1, 2, 3, 8].map(threads);
     let mut compared = 0;
     for (seed, shape) in shapes().enumerate() {
