@@ -23,11 +23,12 @@ pub(crate) struct Grid {
 }
 
 impl Grid {
-    /// Row panels of a block: 12 x 14 x 208 floats of A are 140 KB with AVX-512.
-    const ROW_PANELS: usize = 12;
-    /// Tiles of a block: 96 x 14 x 32 accumulators are 172 KB, and with 12 row panels 8 x 192 x 32 floats of B 197 KB. A
-    /// block works in half of a 1 MiB L2.
-    const TILES: usize = 96;
+    /// Row panels of a block: 24 x 14 x 208 floats of A are 280 KB with AVX-512. They are read once for each panel of B
+    /// and stay in L2; so many of them pay for packing B.
+    const ROW_PANELS: usize = 24;
+    /// Tiles of a block: with 24 row panels 16 x 192 x 32 floats of B, 393 KB, and 688 KB of accumulators, which are
+    /// touched once for each KC of depth.
+    const TILES: usize = 384;
     /// Column panels of a block with few rows, where packing B is all the work: longer runs of each of its rows.
     const COL_PANELS: usize = 32;
 
