@@ -4,16 +4,10 @@ mod common;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use swiglu::{
-    Cpu, Gradients, Host, MatMut, MatRef, Options, Orientation, Out, Save, Saved, SwiGLU, Unfused, Weights,
+    Cpu, Gradients, Host, MatMut, MatRef, Options, Orientation, Out, Saved, SwiGLU, Unfused, Weights,
 };
 
-use common::{Flops, Operands, SHAPES, flops, name, ndarray_forward, ndarray_gate_backward};
-
-/// What a forward leaves behind; not part of the measured time.
-fn prepare<B: SwiGLU<f32, Memory = Host>>(backend: &B, o: &Operands) -> swiglu::Result<Saved<f32, Host>> {
-    let w = Weights::packed(MatRef::try_from(&o.wf)?, Orientation::InOut)?;
-    Ok(backend.forward_train(MatRef::try_from(&o.x)?, w, Save::PreActivations, Options::new())?.1)
-}
+use common::{Flops, Operands, SHAPES, flops, name, ndarray_forward, ndarray_gate_backward, prepare};
 
 fn call<B: SwiGLU<f32, Memory = Host>>(
     backend: &B,

@@ -6,17 +6,11 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use ndarray::Array2;
 use ndarray::linalg::general_mat_mul;
 use swiglu::{
-    Cpu, Gradients, Host, MatMut, MatRef, Options, Orientation, Out, Route, Save, Saved, SwiGLU, Target,
-    Unfused, Weights,
+    Cpu, Gradients, Host, MatMut, MatRef, Options, Orientation, Out, Route, Saved, SwiGLU, Target, Unfused,
+    Weights,
 };
 
-use common::{Flops, Operands, SHAPES, flops, name, ndarray_forward, ndarray_gate_backward};
-
-/// What a forward leaves behind; not part of the measured time.
-fn prepare<B: SwiGLU<f32, Memory = Host>>(backend: &B, o: &Operands) -> swiglu::Result<Saved<f32, Host>> {
-    let w = Weights::packed(MatRef::try_from(&o.wf)?, Orientation::InOut)?;
-    Ok(backend.forward_train(MatRef::try_from(&o.x)?, w, Save::PreActivations, Options::new())?.1)
-}
+use common::{Flops, Operands, SHAPES, flops, name, ndarray_forward, ndarray_gate_backward, prepare};
 
 fn call<B: SwiGLU<f32, Memory = Host>>(
     backend: &B,

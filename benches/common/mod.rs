@@ -9,7 +9,7 @@ use criterion::{Criterion, Throughput};
 use ndarray::{Array2, s};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use swiglu::{MatMut, MatRef, Orientation, Weights};
+use swiglu::{Host, MatMut, MatRef, Options, Orientation, Save, Saved, SwiGLU, Weights};
 
 /// Batch, in_features and hidden: the CPU table of the project, from MNIST to LLaMA, down to one token.
 pub(crate) const SHAPES: [[usize; 3]; 5] =
@@ -51,6 +51,15 @@ impl Operands {
             dwf: Array2::zeros((in_features, 2 * hidden)),
         }
     }
+}
+
+/// What a forward leaves behind; not part of the measured time.
+pub(crate) fn prepare<B: SwiGLU<f32, Memory = Host>>(
+    backend: &B,
+    o: &Operands,
+) -> swiglu::Result<Saved<f32, Host>> {
+    let w = Weights::packed(MatRef::try_from(&o.wf)?, Orientation::InOut)?;
+    Ok(backend.forward_train(MatRef::try_from(&o.x)?, w, Save::PreActivations, Options::new())?.1)
 }
 
 pub(crate) fn silu(g: f32) -> f32 {
