@@ -108,6 +108,11 @@ fn one_f32_in_997() {
 }
 
 #[test]
+fn every_f32_where_silu_leaves_the_normal_range() {
+    judge(over((-80.0f32).to_bits()..=(-110.0f32).to_bits(), 1));
+}
+
+#[test]
 fn ends_and_zeros() {
     let silu = |x: f32| Gate::Swiglu.value(x, 1.0);
     let slope = |x: f32| Gate::Swiglu.partials(x, 1.0).0;

@@ -7,14 +7,31 @@
 /// still held exactly enough by the two-step scaling; further down the result is defined as a signed zero.
 const LOWEST: f32 = -174.0;
 
-/// `p * 2^n`, with `p` in [0.7, 1.42]: e^v for `v <= 0`, kept apart so that products with it round once.
+/// `(1 + m) * 2^n`, with `m` in [-0.3, 0.42]: e^v for `v <= 0`.
+///
+/// The 1 is left out of `m` so that a product with e^v takes over an error of at most 0.42 times that of `m`, and is
+/// not rounded to a whole `1 + m` first: silu just below the normal range owes its last half unit to this.
 #[derive(Clone, Copy)]
 struct Exponential {
-    p: f32,
+    m: f32,
     n: i32,
 }
 
-/// e^v for v <= 0 (NaN stays NaN in `p`; v below [`LOWEST`] counts as [`LOWEST`]).
+impl Exponential {
+    /// `factor * (1 + m)`: what is left to scale by `2^n`.
+    #[inline(always)]
+    fn times(self, factor: f32) -> f32 {
+        factor + factor * self.m
+    }
+
+    /// e^v itself, or the smallest normal power of two where it is less: a summand of 1.
+    #[inline(always)]
+    fn beside_one(self) -> f32 {
+        (1.0 + self.m) * power_of_two(self.n.max(-126))
+    }
+}
+
+/// e^v for v <= 0 (NaN stays NaN in `m`; v below [`LOWEST`] counts as [`LOWEST`]).
 ///
 /// Range reduction v = n ln 2 + r with ln 2 in two parts (Cody and Waite), then the degree-6 polynomial of Cephes'
 /// expf on |r| <= ln(2)/2.
@@ -36,7 +53,7 @@ fn exponential(v: f32) -> Exponential {
     q = q * r + 4.166_579_6e-2;
     q = q * r + 1.666_666_5e-1;
     q = q * r + 5.0e-1;
-    Exponential { p: 1.0 + (r + (r * r) * q), n }
+    Exponential { m: r + (r * r) * q, n }
 }
 
 /// 2^n for -126 <= n <= 127.
@@ -56,7 +73,7 @@ fn scale(v: f32, n: i32) -> f32 {
 #[inline(always)]
 pub(super) fn exp_negative(v: f32, factor: f32) -> f32 {
     let e = exponential(v);
-    scale(factor * e.p, e.n)
+    scale(e.times(factor), e.n)
 }
 
 /// The logistic function sigma(v) = 1 / (1 + e^-v), in pieces that keep its relative accuracy on both tails.
@@ -75,9 +92,7 @@ impl Logistic {
     #[inline(always)]
     pub(super) fn new(v: f32) -> Self {
         let e = exponential(-v.abs());
-        // As a summand of 1, t may as well stop at the smallest normal number.
-        let t = e.p * power_of_two(e.n.max(-126));
-        Self { v, e, r: 1.0 / (1.0 + t) }
+        Self { v, e, r: 1.0 / (1.0 + e.beside_one()) }
     }
 
     /// `right` where v >= 0 and `t * left` where v < 0, scaled at the very end. A NaN v has made `r`, and so `right`,
@@ -85,7 +100,7 @@ impl Logistic {
     #[inline(always)]
     fn finish(self, right: f32, left: f32) -> f32 {
         let negative = self.v < 0.0;
-        let p = if negative { self.e.p * left } else { right };
+        let p = if negative { self.e.times(left) } else { right };
         let n = if negative { self.e.n } else { 0 };
         scale(p, n)
     }
@@ -93,7 +108,8 @@ impl Logistic {
     /// x * sigma(v), for an `x` of the sign of `v` or none: the limit -0 where v is far to the left, even for x = -inf.
     #[inline(always)]
     pub(super) fn times(self, x: f32) -> f32 {
-        let x = if self.v < LOWEST { 0.0f32.copysign(x) } else { x };
+        // Scaled by 2^-251 even 1 becomes a zero, and keeps its sign through `Exponential::times`, where -0 would not.
+        let x = if self.v < LOWEST { 1.0f32.copysign(x) } else { x };
         let xr = x * self.r;
         self.finish(xr, xr)
     }
@@ -108,7 +124,7 @@ impl Logistic {
     #[inline(always)]
     pub(super) fn slope(self) -> f32 {
         let rr = self.r * self.r;
-        scale(self.e.p * rr, self.e.n)
+        scale(self.e.times(rr), self.e.n)
     }
 
     /// d(x sigma(v))/dx = sigma(v) + c * sigma'(v), where `c` is x * dv/dx.
@@ -117,7 +133,7 @@ impl Logistic {
         // Only an infinite c, which would give NaN, needs the clamp: with v above LOWEST, |c| is at most 3 |v|, that of
         // the cubic argument of GELU.
         let c = c.clamp(-Self::FINITE, Self::FINITE);
-        let t = self.e.p * power_of_two(self.e.n.max(-126));
+        let t = self.e.beside_one();
         let right = self.r * (1.0 + c * t * self.r);
         let left = self.r * (1.0 + c * self.r);
         self.finish(right, left)
