@@ -30,12 +30,19 @@
 //! cannot be unloaded safely.
 #![deny(unsafe_code)]
 
-#[allow(unsafe_code, reason = "loads the CUDA libraries and calls into them; everything above it is safe")]
+#[cfg_attr(not(test), expect(dead_code, reason = "the kernels that are to be compiled are not here yet"))]
+mod compile;
+#[allow(unsafe_code, reason = "calls into the driver library; everything above it is safe")]
 mod driver;
+#[allow(unsafe_code, reason = "opens the CUDA libraries; everything above driver and nvrtc is safe")]
+mod loader;
+#[allow(unsafe_code, reason = "calls into NVRTC; everything above it is safe")]
+mod nvrtc;
 mod preflight;
 mod search;
 mod unavailable;
 
-pub use driver::Search;
+pub use compile::CompileError;
+pub use loader::Search;
 pub use preflight::{ComputeCapability, CudaVersion, GpuInfo, Library, Preflight, preflight, probe};
 pub use unavailable::Unavailable;

@@ -1,11 +1,12 @@
 //! The questions: which GPUs are there, and can this one be used. Owns the order of the checks and what they
-//! return; `driver.rs` does the calls.
+//! return; `driver.rs` and `nvrtc.rs` do the calls.
 
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::Unavailable;
-use crate::driver::{Driver, Nvrtc, Search};
+use crate::compile::Compiler;
+use crate::driver::Driver;
+use crate::{Search, Unavailable};
 
 /// The oldest driver interface the backend is written for.
 const OLDEST_DRIVER: CudaVersion = CudaVersion { major: 12, minor: 0 };
@@ -55,7 +56,7 @@ pub struct ComputeCapability {
 
 impl ComputeCapability {
     /// Machine code runs on its own minor version and on later ones of the same major version.
-    fn runs_code_for(self, built_for: Self) -> bool {
+    pub(crate) fn runs_code_for(self, built_for: Self) -> bool {
         built_for.major == self.major && built_for.minor <= self.minor
     }
 }
@@ -246,16 +247,10 @@ fn usable_gpu(driver: &Driver, ordinal: usize) -> Result<GpuInfo, Unavailable> {
     Ok(gpu)
 }
 
-/// NVRTC drops old architectures (13.0 dropped 7.0) and does not know newer ones: its own list decides.
 fn usable_nvrtc(search: &Search, gpu: ComputeCapability) -> Result<Library, Unavailable> {
-    let nvrtc = Nvrtc::open(search)?;
-    let version = nvrtc.version()?;
-    let path = nvrtc.path().to_path_buf();
-    let supported = nvrtc.architectures()?;
-    if !supported.iter().any(|&built_for| gpu.runs_code_for(built_for)) {
-        return Err(Unavailable::NvrtcArchitecture { path, version, have: gpu, supported });
-    }
-    Ok(Library { path, version })
+    let compiler = Compiler::open(search)?;
+    compiler.architecture(gpu)?;
+    Ok(compiler.library())
 }
 
 #[cfg(test)]
