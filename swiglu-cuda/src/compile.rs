@@ -4,6 +4,7 @@
 //! Nothing of the system reaches a compilation but NVRTC itself: sources and headers are constants of this crate, a
 //! define is an integer, and no folder is searched for headers.
 
+use crate::cache::{DiskCache, Key};
 use crate::nvrtc::{Failure, Nvrtc};
 use crate::{ComputeCapability, CudaVersion, Library, Search, Unavailable};
 
@@ -163,4 +164,33 @@ fn options(target: &Target, defines: &Defines) -> Vec<String> {
     let fixed = OPTIONS.into_iter().map(str::to_owned);
     let defines = defines.0.iter().map(|(name, value)| format!("-D{name}={value}"));
     std::iter::once(architecture).chain(fixed).chain(defines).collect()
+}
+
+/// Machine code for a source: from the cache, else compiled and left there.
+pub(crate) fn cubin(
+    compiler: &Compiler,
+    cache: &DiskCache,
+    source: &Source,
+    target: &Target,
+    defines: &Defines,
+) -> Result<Vec<u8>, CompileError> {
+    let key = key(compiler.version, source, target, defines);
+    if let Some(cubin) = cache.load(&key) {
+        return Ok(cubin);
+    }
+    let Compiled { cubin, .. } = compiler.compile(source, target, defines)?;
+    cache.store(&key, &cubin);
+    Ok(cubin)
+}
+
+/// Of everything that the machine code depends on.
+fn key(compiler: CudaVersion, source: &Source, target: &Target, defines: &Defines) -> Key {
+    let options = options(target, defines);
+    let numbers = [source.headers.len().to_string(), options.len().to_string()];
+    let mut parts = vec![env!("CARGO_PKG_VERSION"), source.name, source.text];
+    let (compiler, driver) = (compiler.to_string(), target.driver.to_string());
+    parts.extend([compiler.as_str(), &driver, &target.architecture, &numbers[0], &numbers[1]]);
+    parts.extend(source.headers.iter().flat_map(|&(name, text)| [name, text]));
+    parts.extend(options.iter().map(String::as_str));
+    Key::of(&parts)
 }

@@ -31,6 +31,8 @@
 #![deny(unsafe_code)]
 
 #[cfg_attr(not(test), expect(dead_code, reason = "the kernels that are to be compiled are not here yet"))]
+mod cache;
+#[cfg_attr(not(test), expect(dead_code, reason = "the kernels that are to be compiled are not here yet"))]
 mod compile;
 #[allow(unsafe_code, reason = "calls into the driver library; everything above it is safe")]
 mod driver;

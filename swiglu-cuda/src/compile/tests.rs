@@ -10,7 +10,8 @@ use std::{env, fs};
 
 use tempfile::TempDir;
 
-use super::{CompileError, Compiler, Defines, FOLDER, Source};
+use super::{CompileError, Compiler, Defines, FOLDER, Source, Target, cubin, key};
+use crate::cache::DiskCache;
 use crate::{ComputeCapability, CudaVersion, Search, Unavailable};
 
 const DRIVER: CudaVersion = CudaVersion { major: 13, minor: 0 };
@@ -177,6 +178,60 @@ fn the_architecture_is_the_newest_that_the_device_runs() {
             "{error}"
         );
     }
+}
+
+#[test]
+fn what_was_compiled_is_found_on_disk() {
+    let Some((folder, compiler)) = stub(&[]).filter(|_| cfg!(unix)) else { return };
+    let target = compiler.target(capability(9, 0), DRIVER).unwrap();
+    let cache = DiskCache::at(folder.path().join("cache"));
+    let code = |defines: &Defines| cubin(&compiler, &cache, &NAMED, &target, defines).unwrap();
+    let (one, two) = (Defines::default().with("TILE", 1), Defines::default().with("TILE", 2));
+    let first = code(&one);
+    assert_eq!((cache.hits(), cache.misses()), (0, 1));
+    assert!(code(&one) == first && code(&two) != first, "the define is part of the key");
+    assert_eq!((cache.hits(), cache.misses()), (1, 2));
+    assert_eq!(cubin(&compiler, &DiskCache::default(), &NAMED, &target, &one).unwrap(), first);
+
+    let error = cubin(&compiler, &cache, &REFUSED, &target, &one).unwrap_err();
+    assert_eq!(error.code, 6);
+    assert_eq!(fs::read_dir(folder.path().join("cache")).unwrap().count(), 2, "a failure is not kept");
+    assert_eq!(cache.note(), None);
+}
+
+/// Were NVRTC asked all the same, it would refuse.
+#[test]
+fn what_is_on_disk_is_not_compiled() {
+    let Some((folder, compiler)) = stub(&[]).filter(|_| cfg!(unix)) else { return };
+    let target = compiler.target(capability(9, 0), DRIVER).unwrap();
+    let cache = DiskCache::at(folder.path().join("cache"));
+    cache.store(&key(compiler.version, &REFUSED, &target, &Defines::default()), b"machine code");
+    assert_eq!(cubin(&compiler, &cache, &REFUSED, &target, &Defines::default()).unwrap(), b"machine code");
+}
+
+#[test]
+fn everything_that_the_code_depends_on_is_in_the_key() {
+    let version = |major, minor| CudaVersion { major, minor };
+    let target = |name: &str, driver| Target { architecture: name.to_owned(), driver };
+    let (hopper, tile) = (target("sm_90a", DRIVER), Defines::default().with("TILE", 1));
+    let headers: [&[(&str, &str)]; 4] =
+        [&[], &[("inner.cuh", "x")], const { &[NAMED.headers[1], NAMED.headers[0]] }, &[("inner.cuhx", "")]];
+    let mut keys = vec![
+        key(DRIVER, &NAMED, &hopper, &tile),
+        key(version(13, 1), &NAMED, &hopper, &tile),
+        key(DRIVER, &NAMED, &target("sm_90a", version(13, 1)), &tile),
+        key(DRIVER, &NAMED, &target("sm_90", DRIVER), &tile),
+        key(DRIVER, &NAMED, &hopper, &Defines::default()),
+        key(DRIVER, &NAMED, &hopper, &Defines::default().with("TILE", 2)),
+        key(DRIVER, &NAMED, &hopper, &Defines::default().with("TILE", 1).with("TILE", 1)),
+        key(DRIVER, &Source { name: "other.cu", ..NAMED }, &hopper, &tile),
+        key(DRIVER, &Source { text: "other", ..NAMED }, &hopper, &tile),
+    ];
+    keys.extend(headers.map(|headers| key(DRIVER, &Source { headers, ..NAMED }, &hopper, &tile)));
+    for (i, a) in keys.iter().enumerate() {
+        assert!(keys[i + 1..].iter().all(|b| a != b), "key {i} is there twice");
+    }
+    assert_eq!(keys[0], key(DRIVER, &NAMED, &hopper, &tile));
 }
 
 #[test]
