@@ -10,6 +10,9 @@ use crate::report::Failure;
 /// Elements of canary before and behind an operand, at least.
 const MARGIN: usize = 32;
 
+/// Bytes of a vector access.
+const VECTOR: usize = 16;
+
 /// A matrix in a backend's memory: a strided part of a larger one. Everything around it must stay as it is.
 pub(crate) struct Guarded<T: Scalar, M: Memory> {
     name: &'static str,
@@ -32,9 +35,11 @@ impl<T: Bits, M: Memory> Guarded<T, M> {
         let shape = content.dim();
         let pad = usize::from(pad);
         let stride = shape.1 + pad;
-        // The margin is whole rows, so an operand without pad is aligned as its stride is.
+        // The margin is whole rows and, where rows are whole vectors, whole vectors of columns: so an operand is aligned
+        // as its stride is.
         let top = 1 + MARGIN / stride.max(1);
-        let left = pad / 2;
+        let unit = VECTOR / size_of::<T>();
+        let left = if stride.is_multiple_of(unit) { pad / 2 / unit * unit } else { pad / 2 };
         let mut image =
             Array2::from_shape_fn((shape.0 + 2 * top, stride), |(i, j)| T::canary(i * stride + j));
         part_mut(&mut image, top..top + shape.0, left..left + shape.1).assign(content);

@@ -120,8 +120,31 @@ fn gradients(pass: Pass) -> BoxedStrategy<(Option<How>, Option<How>, Option<How>
     }
 }
 
-/// Random cases of a space.
+/// Bytes that vector accesses, and tensor cores, want rows to start at multiples of.
+const VECTOR: usize = 16;
+
+/// The same case with every row at a multiple of [`VECTOR`] bytes, whatever its length; and with whole vectors of hidden
+/// units where there are that many, without which the second half of a packed matrix is not aligned.
+fn aligned(case: Case) -> Case {
+    let unit = VECTOR / case.dtype.bytes();
+    let hidden = if case.hidden < unit { case.hidden } else { case.hidden / unit * unit };
+    let pad = |cols: usize| (cols.next_multiple_of(unit) - cols) as u16;
+    let w = match (case.orientation, case.packing) {
+        (Orientation::OutIn, _) => pad(case.in_features),
+        (Orientation::InOut, Packing::Split) => pad(hidden),
+        (Orientation::InOut, _) => pad(2 * hidden),
+    };
+    let pads = Pads { x: pad(case.in_features), w, z: pad(hidden), dx: pad(case.in_features), dwf: w };
+    Case { hidden, pads, ..case }
+}
+
+/// Random cases of a space. A third of them have aligned rows, so that kernels which need those are tested too.
 pub fn cases(space: &Space) -> BoxedStrategy<Case> {
+    let align = prop_oneof![2 => Just(false), 1 => Just(true)];
+    (any_cases(space), align).prop_map(|(case, align)| if align { aligned(case) } else { case }).boxed()
+}
+
+fn any_cases(space: &Space) -> impl Strategy<Value = Case> + use<> {
     let Space { dtype, pass, .. } = *space;
     let keeps = match pass {
         Pass::Forward => vec![Keep::PreActivations, Keep::Nothing, Keep::Input],
@@ -130,8 +153,8 @@ pub fn cases(space: &Space) -> BoxedStrategy<Case> {
     let tiles = vec![Tile::Auto, Tile::Auto, Tile::T32, Tile::T64, Tile::T128];
     let how = (select(space.routes.clone()), select(tiles), select(keeps), select(space.data.clone()));
     let what = (arrangement(), pads(), gate(), select(vec![false, true]), gradients(pass));
-    (shape(space.large), what, how, any::<u32>().no_shrink())
-        .prop_map(move |([batch, in_features, hidden], what, how, seed)| {
+    (shape(space.large), what, how, any::<u32>().no_shrink()).prop_map(
+        move |([batch, in_features, hidden], what, how, seed)| {
             let ((orientation, packing), pads, gate, bias, (dx, dwf, dbias)) = what;
             let (route, tile, keep, data) = how;
             Case {
@@ -153,8 +176,8 @@ pub fn cases(space: &Space) -> BoxedStrategy<Case> {
                 route,
                 seed: u64::from(seed),
             }
-        })
-        .boxed()
+        },
+    )
 }
 
 #[cfg(test)]
