@@ -17,13 +17,13 @@
 //! ```
 //!
 //! - Everything that is not tied to a device comes from [`swiglu_core`]; see there for the concepts.
-//! - `swiglu_cpu::Cpu` is the CPU backend.
+//! - `swiglu_cpu::Cpu` is the CPU backend, `swiglu_cuda::Cuda` the CUDA backend.
 //! - [`Device`] chooses at run time, for code written once over [`Complete`] backends.
 //!
 //! # Crate features
 //!
 //! - `cpu` (default): the CPU backend. Without it `Device::Cpu` is unavailable.
-//! - `cuda`: looks for a GPU at run time. Builds without a CUDA toolkit.
+//! - `cuda`: the CUDA backend. Builds without a CUDA toolkit; driver and compiler are looked for at run time.
 
 #![forbid(unsafe_code)]
 
@@ -34,7 +34,7 @@ pub use swiglu_core::*;
 #[cfg(feature = "cpu")]
 pub use swiglu_cpu::{Cpu, Isa};
 #[cfg(feature = "cuda")]
-pub use swiglu_cuda as cuda;
+pub use swiglu_cuda::{self as cuda, Cuda};
 
 /// The README's examples, as tests.
 #[cfg(all(doctest, feature = "cpu"))]

@@ -12,9 +12,16 @@ use crate::{ComputeCapability, CudaVersion, Library, Search, Unavailable};
 mod tests;
 
 /// Arithmetic as `--use_fast_math` would not have it: subnormals stay, division and square root are rounded to
-/// nearest. Contraction to fused multiply-adds is what the error bounds assume.
-const OPTIONS: [&str; 5] =
-    ["--std=c++17", "--ftz=false", "--prec-div=true", "--prec-sqrt=true", "--fmad=true"];
+/// nearest. Contraction to fused multiply-adds is what the error bounds assume. The assembler's report is how a test sees
+/// registers that were spilled.
+const OPTIONS: [&str; 6] = [
+    "--std=c++17",
+    "--ftz=false",
+    "--prec-div=true",
+    "--prec-sqrt=true",
+    "--fmad=true",
+    "--ptxas-options=-v",
+];
 
 /// The device of this architecture has instructions that no later one is to have; `sm_90a` is what allows them.
 const HOPPER: ComputeCapability = ComputeCapability { major: 9, minor: 0 };

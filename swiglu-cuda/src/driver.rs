@@ -17,6 +17,65 @@ functions! { DriverFunctions, "system":
     memory = "cuDeviceTotalMem_v2" (*mut usize, c_int) -> c_int;
 }
 
+/// What the backend calls through cudarc, which looks a function up when it is first called and panics where it is
+/// missing.
+const CALLED_THROUGH_CUDARC: [&str; 44] = [
+    "cuInit",
+    "cuDeviceGet",
+    "cuDeviceGetAttribute",
+    "cuDevicePrimaryCtxRetain",
+    "cuDevicePrimaryCtxRelease_v2",
+    "cuCtxGetCurrent",
+    "cuCtxSetCurrent",
+    "cuCtxSynchronize",
+    "cuGetErrorName",
+    "cuGetErrorString",
+    "cuMemGetInfo_v2",
+    "cuMemAlloc_v2",
+    "cuMemAllocAsync",
+    "cuMemFree_v2",
+    "cuMemFreeAsync",
+    "cuMemAllocHost_v2",
+    "cuMemFreeHost",
+    "cuMemsetD8Async",
+    "cuMemcpyHtoDAsync_v2",
+    "cuMemcpyDtoHAsync_v2",
+    "cuMemcpy2DAsync_v2",
+    "cuStreamCreate",
+    "cuStreamDestroy_v2",
+    "cuStreamSynchronize",
+    "cuStreamWaitEvent",
+    "cuStreamBeginCapture_v2",
+    "cuStreamEndCapture",
+    "cuStreamIsCapturing",
+    "cuEventCreate",
+    "cuEventRecord",
+    "cuEventSynchronize",
+    "cuEventQuery",
+    "cuEventElapsedTime",
+    "cuEventDestroy_v2",
+    "cuModuleLoadData",
+    "cuModuleGetFunction",
+    "cuFuncSetAttribute",
+    "cuLaunchKernel",
+    "cuGraphInstantiateWithFlags",
+    "cuGraphLaunch",
+    "cuGraphUpload",
+    "cuGraphDestroy",
+    "cuGraphExecDestroy",
+    "cuDeviceGetName",
+];
+
+/// Checks the library that cudarc is going to open. It has its own order of names, so that may be another file than the
+/// one that was found first, and it panics where there is none or a function is missing.
+pub(crate) fn check_cudarc() -> Result<(), Unavailable> {
+    let library = Opened::driver(&Search::cudarc()).map_err(|tried| Unavailable::DriverMissing { tried })?;
+    match CALLED_THROUGH_CUDARC.into_iter().find(|symbol| library.address(symbol).is_none()) {
+        None => Ok(()),
+        Some(symbol) => Err(Unavailable::DriverBroken { path: library.file_with("cuInit"), symbol }),
+    }
+}
+
 /// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `_MINOR`.
 const CAPABILITY_MAJOR: c_int = 75;
 const CAPABILITY_MINOR: c_int = 76;

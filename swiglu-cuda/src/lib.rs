@@ -30,21 +30,47 @@
 //! cannot be unloaded safely.
 #![deny(unsafe_code)]
 
-#[cfg_attr(not(test), expect(dead_code, reason = "the kernels that are to be compiled are not here yet"))]
+mod arena;
+mod backend;
 mod cache;
-#[cfg_attr(not(test), expect(dead_code, reason = "the kernels that are to be compiled are not here yet"))]
+mod capture;
 mod compile;
+mod dense;
+mod device;
 #[allow(unsafe_code, reason = "calls into the driver library; everything above it is safe")]
 mod driver;
-#[allow(unsafe_code, reason = "opens the CUDA libraries; everything above driver and nvrtc is safe")]
+mod error;
+mod gemm;
+mod health;
+mod kernel;
+#[allow(unsafe_code, reason = "calls into the driver; everything above it is safe")]
+mod launch;
+#[allow(
+    unsafe_code,
+    reason = "opens the CUDA libraries; everything above the files that call into them is safe"
+)]
 mod loader;
+mod memory;
 #[allow(unsafe_code, reason = "calls into NVRTC; everything above it is safe")]
 mod nvrtc;
+mod params;
+mod parking;
+mod passes;
+mod plan;
 mod preflight;
+mod queue;
 mod search;
+#[allow(unsafe_code, reason = "page-locked memory; everything above it is safe")]
+mod staging;
 mod unavailable;
 
+pub use backend::{CacheUse, Cuda};
+pub use capture::Graph;
 pub use compile::CompileError;
+pub use cudarc;
+pub use error::CudaError;
+pub use gemm::Family;
 pub use loader::Search;
+pub use memory::{Block, CudaMemory, CudaPtr};
 pub use preflight::{ComputeCapability, CudaVersion, GpuInfo, Library, Preflight, preflight, probe};
 pub use unavailable::Unavailable;

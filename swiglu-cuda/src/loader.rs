@@ -51,6 +51,11 @@ impl Search {
         Self { driver: search::driver(), nvrtc: search::nvrtc() }
     }
 
+    /// Where cudarc looks for the driver.
+    pub(crate) fn cudarc() -> Self {
+        Self { driver: search::cudarc_driver(), nvrtc: Vec::new() }
+    }
+
     /// These places and no others.
     ///
     /// # Safety
@@ -167,7 +172,7 @@ impl Opened {
     }
 
     /// Where `symbol` is in memory, to know that it exists; not for calling.
-    fn address(&self, symbol: &str) -> Option<usize> {
+    pub(crate) fn address(&self, symbol: &str) -> Option<usize> {
         // SAFETY: a pointer to a function may be held at any function pointer type as long as it is not called.
         let function = unsafe { self.function::<unsafe extern "C" fn()>(symbol) }?;
         Some(function as usize)

@@ -30,6 +30,13 @@ pub(crate) fn driver() -> Vec<PathBuf> {
     bare(&DRIVER_NAMES).chain(inside(&folders, &DRIVER_NAMES)).collect()
 }
 
+/// What cudarc asks the system's loader for, in its order; the many other names on its list are no driver's. A library
+/// that is already open is found by its run-time name, so one that `driver` found in a folder is found here too.
+pub(crate) fn cudarc_driver() -> Vec<PathBuf> {
+    let names: &[&str] = if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so", "libcuda.so.1"] };
+    bare(names).collect()
+}
+
 /// NVRTC's candidates, in the order in which they are tried: the one the user named first.
 pub(crate) fn nvrtc() -> Vec<PathBuf> {
     let named = env::var_os("SWIGLU_NVRTC").filter(|value| !value.is_empty()).map(PathBuf::from);

@@ -1,0 +1,117 @@
+// Passes over matrices that are bound by memory.
+//
+// DTYPE F32, F16 or BF16   GATE_FUNCTION 0 .. 5   OUT_F32, for COLUMN_SUMS: `to` is f32 whatever DTYPE is
+//
+//   PASS             struct             x of the grid, 256 threads each
+//   FORWARD          GateParams         ceil(rows * ceil(cols / VECTOR) / 256), VECTOR elements of DTYPE in 16 bytes
+//   BACKWARD         GateParams         the same
+//   ADD_BIAS         AddBiasParams      the same
+//   PARTIAL_SUMS     ColumnSumsParams   chunks * ceil(cols / 256)
+//   COLUMN_SUMS      ColumnSumsParams   ceil(cols / 256)
+//
+// Any address and stride will do: a matrix with 16-byte alignment is seen to at run time.
+#include "gate.cuh"
+#include "pack.cuh"
+#include "params.cuh"
+
+#define FORWARD 0
+#define BACKWARD 1
+#define ADD_BIAS 2
+#define PARTIAL_SUMS 3
+#define COLUMN_SUMS 4
+
+constexpr int THREADS = 256;
+constexpr int VECTOR = 16 / sizeof(Element<DTYPE>::Bits);
+
+// This thread's VECTOR elements of a rows x cols matrix: false past its end.
+__device__ __forceinline__ bool place(i64 rows, i64 cols, i64& row, i64& column) {
+    i64 per_row = (cols + VECTOR - 1) / VECTOR;
+    i64 index = static_cast<i64>(blockIdx.x) * THREADS + threadIdx.x;
+    row = index / per_row;
+    column = (index - row * per_row) * VECTOR;
+    return row < rows;
+}
+
+#if PASS == FORWARD || PASS == BACKWARD
+
+extern "C" __global__ void __launch_bounds__(THREADS) swiglu_kernel(const __grid_constant__ GateParams p) {
+    i64 row, column;
+    if (!place(p.rows, p.cols, row, column)) return;
+    i64 count = p.cols - column;
+    bool whole = aligned<DTYPE>(p.gate.data, p.gate.stride) && aligned<DTYPE>(p.up.data, p.up.stride) &&
+                 aligned<DTYPE>(p.z.data, p.z.stride);
+    void* gate_at = element<DTYPE>(p.gate.data, row * p.gate.stride + column);
+    void* up_at = element<DTYPE>(p.up.data, row * p.up.stride + column);
+    void* z_at = element<DTYPE>(p.z.data, row * p.z.stride + column);
+
+    float gate[VECTOR], up[VECTOR], z[VECTOR];
+    read<DTYPE>(gate, gate_at, count, whole);
+    read<DTYPE>(up, up_at, count, whole);
+#if PASS == FORWARD
+#pragma unroll
+    for (int i = 0; i < VECTOR; ++i) z[i] = gate_value(gate[i], up[i], p.alpha, p.limit);
+    write<DTYPE>(z_at, z, count, whole);
+#else
+    read<DTYPE>(z, z_at, count, whole);
+#pragma unroll
+    for (int i = 0; i < VECTOR; ++i) {
+        float dg, du;
+        gate_partials(gate[i], up[i], p.alpha, p.limit, dg, du);
+        gate[i] = z[i] * dg;
+        up[i] = z[i] * du;
+    }
+    write<DTYPE>(gate_at, gate, count, whole);
+    write<DTYPE>(up_at, up, count, whole);
+#endif
+}
+
+#elif PASS == ADD_BIAS
+
+extern "C" __global__ void __launch_bounds__(THREADS) swiglu_kernel(const __grid_constant__ AddBiasParams p) {
+    i64 row, column;
+    if (!place(p.rows, p.cols, row, column)) return;
+    i64 count = p.cols - column;
+    bool whole = aligned<DTYPE>(p.c.data, p.c.stride);
+    void* c_at = element<DTYPE>(p.c.data, row * p.c.stride + column);
+
+    float c[VECTOR], bias[VECTOR];
+    read<DTYPE>(c, c_at, count, whole);
+    read<DTYPE>(bias, element<DTYPE>(p.bias, column), count, aligned<DTYPE>(p.bias, 0));
+#pragma unroll
+    for (int i = 0; i < VECTOR; ++i) c[i] += bias[i];
+    write<DTYPE>(c_at, c, count, whole);
+}
+
+#elif PASS == PARTIAL_SUMS
+
+// A thread has one column of one chunk of rows, and adds them in ascending order.
+extern "C" __global__ void __launch_bounds__(THREADS) swiglu_kernel(const __grid_constant__ ColumnSumsParams p) {
+    i64 blocks = (p.cols + THREADS - 1) / THREADS;
+    i64 chunk = blockIdx.x / blocks;
+    i64 column = (blockIdx.x - chunk * blocks) * THREADS + threadIdx.x;
+    if (column >= p.cols) return;
+    i64 first = chunk * p.rows_per_chunk;
+    i64 end = min(first + p.rows_per_chunk, p.rows);
+    float sum = 0.0f;
+    auto from = static_cast<const Element<DTYPE>::Bits*>(p.a.data) + column;
+    // Loads do not wait for one another, only the additions do.
+#pragma unroll 8
+    for (i64 row = first; row < end; ++row) sum += Element<DTYPE>::widen(from[row * p.a.stride]);
+    p.partial[chunk * p.cols + column] = sum;
+}
+
+#elif PASS == COLUMN_SUMS
+
+extern "C" __global__ void __launch_bounds__(THREADS) swiglu_kernel(const __grid_constant__ ColumnSumsParams p) {
+    typedef Element<OUT_F32 ? F32 : DTYPE> Out;
+    i64 column = static_cast<i64>(blockIdx.x) * THREADS + threadIdx.x;
+    if (column >= p.cols) return;
+    float sum = 0.0f;
+#pragma unroll 8
+    for (i64 chunk = 0; chunk < p.chunks; ++chunk) sum += p.partial[chunk * p.cols + column];
+    Out::Bits& to = static_cast<Out::Bits*>(p.to)[column];
+    if (p.add) sum += Out::widen(to);
+    to = Out::narrow(sum);
+}
+
+#endif

@@ -1,0 +1,122 @@
+// Arguments of the kernels. src/params.rs has the same structs; each kernel's size is checked on both sides.
+#pragma once
+#include "types.cuh"
+
+// A row-major matrix: its first element, and the number of elements from one row to the next.
+struct Input {
+    const void* data;
+    i64 stride;
+};
+
+struct Output {
+    void* data;
+    i64 stride;
+};
+
+// C = A . B, m x k times k x n, in one of three products:
+//
+// STORE          c[i] = a[i] . b[i] for each i < gridDim.z; or, with two segments, c[0] = a[0] . b[0] + a[1] . b[1].
+// GATE           z = h(a[0] . b[0] + bias[0], a[0] . b[1] + bias[1]) into c[0]; both pre-activations into pre where
+//                pre[0].data is not null.
+// GATE_GRADIENT  the same pre-activations, and c[0] = dz * dh/dg, c[1] = dz * dh/du.
+//
+// With A_TRANS a matrix A is stored as k x m, with B_TRANS a matrix B is stored as n x k.
+struct GemmParams {
+    Input a[2];
+    Input b[2];
+    Output c[2];
+    Output pre[2];
+    Input dz;
+    // 1 x n each, null for none.
+    const void* bias[2];
+    i64 m;
+    i64 n;
+    // Of one segment.
+    i64 k;
+    // Of the gate function.
+    float alpha;
+    float limit;
+    u32 segments;
+    // C += instead of C =; for STORE only.
+    u32 add;
+};
+static_assert(sizeof(GemmParams) == 200, "src/params.rs has the same size");
+
+// PRODUCT is one of these; the gate function is GATE_FUNCTION, in gate.cuh.
+#define STORE 0
+#define GATE 1
+#define GATE_GRADIENT 2
+
+// Elementwise passes over [rows, cols] halves. Forward: z = h(gate, up). Backward: z is dz, and gate and up become
+// dz * dh/dg and dz * dh/du in place.
+struct GateParams {
+    Output gate;
+    Output up;
+    Output z;
+    i64 rows;
+    i64 cols;
+    float alpha;
+    float limit;
+};
+static_assert(sizeof(GateParams) == 72, "src/params.rs has the same size");
+
+// c[i][j] += bias[j].
+struct AddBiasParams {
+    const void* bias;
+    Output c;
+    i64 rows;
+    i64 cols;
+};
+static_assert(sizeof(AddBiasParams) == 40, "src/params.rs has the same size");
+
+// to[j] = or += the sum of a[i][j] over i. `partial` holds chunks x cols sums of up to `rows_per_chunk` rows each.
+struct ColumnSumsParams {
+    Input a;
+    void* to;
+    float* partial;
+    i64 rows;
+    i64 cols;
+    i64 rows_per_chunk;
+    i64 chunks;
+    u32 add;
+    u32 unused;
+};
+static_assert(sizeof(ColumnSumsParams) == 72, "src/params.rs has the same size");
+
+// The mean cross-entropy of softmax(logits) against labels. `correct` and `dlogits.data` may be null. `row_loss` and
+// `row_correct` hold one number for each row.
+struct CrossEntropyParams {
+    Input logits;
+    Output dlogits;
+    const u32* labels;
+    i64 label_stride;
+    float* loss;
+    u32* correct;
+    float* row_loss;
+    u32* row_correct;
+    i64 rows;
+    i64 classes;
+};
+static_assert(sizeof(CrossEntropyParams) == 96, "src/params.rs has the same size");
+
+// One step of AdamW on a [rows, cols] parameter. `ticket` is a zero that the kernel leaves as a zero.
+struct AdamWParams {
+    Input gradient;
+    Output parameter;
+    Output first;
+    Output second;
+    // f32 copy of a 16-bit parameter; null for f32.
+    Output master;
+    // Steps done so far; the kernel adds one.
+    u32* steps;
+    u32* ticket;
+    i64 rows;
+    i64 cols;
+    float lr;
+    float beta1;
+    float beta2;
+    float epsilon;
+    float weight_decay;
+    u32 unused;
+};
+static_assert(sizeof(AdamWParams) == 136, "src/params.rs has the same size");

@@ -1,0 +1,108 @@
+//! Graphs: a sequence of calls, enqueued at once as often as one likes.
+
+use std::fmt;
+use std::sync::Arc;
+
+use cudarc::driver::DriverError;
+use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+use swiglu_core::Result;
+
+use crate::backend::Cuda;
+use crate::error::CudaError;
+use crate::launch::Captured;
+use crate::queue::Queue;
+
+/// Calls that were captured, to be run again by one launch: same operands, same addresses, new contents.
+///
+/// While it lives, blocks and workspace of its handle that are dropped or replaced stay allocated, so a run never
+/// touches memory of somebody else.
+///
+/// ```no_run
+/// use swiglu_core::{Backend, FusedSwiGLU};
+/// use swiglu_cuda::Cuda;
+///
+/// let cuda = Cuda::new(0)?;
+/// let layer = FusedSwiGLU::<f32, _>::init(&cuda, 64, 128, 1)?;
+/// let (x, mut z) = (cuda.zeros(8, 64)?, cuda.zeros(8, 128)?);
+/// layer.forward_into(x.view(), z.view_mut())?; // warm: compiled, workspace in place
+/// let mut graph = cuda.capture(|| layer.forward_into(x.view(), z.view_mut()))?;
+/// graph.launch()?;
+/// cuda.synchronize()?;
+/// # Ok::<(), swiglu_core::Error>(())
+/// ```
+pub struct Graph {
+    graph: Captured,
+    queue: Arc<Queue>,
+}
+
+impl fmt::Debug for Graph {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Graph").finish_non_exhaustive()
+    }
+}
+
+impl Graph {
+    /// Enqueues all of it.
+    ///
+    /// # Errors
+    /// [`Error::Device`](swiglu_core::Error::Device).
+    pub fn launch(&mut self) -> Result<()> {
+        self.queue.outside_capture("a graph had to be launched")?;
+        self.queue.stream.bind()?;
+        self.queue.stream.done("cuGraphLaunch", self.graph.0.launch())
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        self.queue.lot.leave();
+    }
+}
+
+impl Cuda {
+    /// Captures what `work` enqueues on this handle, without running it.
+    ///
+    /// Every call in it must be warm: made once before, so that its kernels are compiled and the workspace is large
+    /// enough. The operands must stay where they are for as long as the graph is launched; those that are dropped keep
+    /// their memory until then.
+    ///
+    /// # Errors
+    /// What `work` returns; [`CudaError::NotWarm`] for a call that had to compile, allocate or copy from or to the host;
+    /// [`CudaError::Capture`] when another capture of this handle is under way or nothing was captured.
+    pub fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
+        let queue = self.shared_queue();
+        let stream = &queue.stream;
+        queue.outside_capture("another capture had to begin")?;
+        stream.bind()?;
+        stream.done(
+            "cuStreamBeginCapture",
+            stream.raw().begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL),
+        )?;
+        queue.set_capturing(true);
+        // From now on a dropped block may be one that the graph uses.
+        queue.lot.enter();
+        let worked = work();
+        queue.set_capturing(false);
+        let flags = CUgraphInstantiate_flags(0);
+        let ended = stream.raw().end_capture(flags);
+        let graph = worked.and_then(|()| match ended {
+            Ok(Some(graph)) => Ok(graph),
+            Ok(None) => Err(CudaError::Capture { reason: "nothing was enqueued" }.into()),
+            Err(DriverError(code)) => Err(queue.device.health.failed("cuStreamEndCapture", code)),
+        });
+        match graph {
+            Ok(graph) => Ok(Graph { graph: Captured(graph), queue }),
+            Err(error) => {
+                queue.lot.leave();
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Cuda {
+    /// Blocks that were dropped while graphs of this handle live, and wait for the last of them.
+    pub fn parked(&self) -> usize {
+        self.queue().lot.parked()
+    }
+}

@@ -1,0 +1,238 @@
+//! `Dense` on the device: products by the same kernels as the op, and what stands around them.
+
+use swiglu_core::ops::{AdamWStep, AddBias, ColumnSums, CrossEntropy, GateBackward, GateForward, MatMul};
+use swiglu_core::{Checked, Dense, Dtype, Element, Gradient, Op, OptimizerMut, Result, Target, bf16, f16};
+
+use crate::arena::Layout;
+use crate::backend::Cuda;
+use crate::kernel::{Kernel, gate_code};
+use crate::memory::CudaMemory;
+use crate::params::{
+    AdamWParams, AddBiasParams, ColumnSumsParams, CrossEntropyParams, GateParams, GemmParams, Operand,
+};
+use crate::passes::{column_sums, destination, launch_gemm};
+use crate::plan::{Matmul, Sums};
+
+/// The type that a result is rounded to.
+fn out_type<T: Element>(target: &Target<'_, T, CudaMemory>) -> Dtype {
+    match target {
+        Target::Same(_) => T::DTYPE,
+        Target::F32(_) => Dtype::F32,
+    }
+}
+
+/// The largest power of two that every row of a matrix starts at a multiple of, in bytes.
+fn alignment(operand: Operand, dtype: Dtype) -> u32 {
+    let bits = operand.data | (operand.stride as u64).wrapping_mul(dtype.bytes() as u64);
+    1 << bits.trailing_zeros().min(7)
+}
+
+impl Cuda {
+    fn matmul_on_kernels<T: Element>(&self, call: MatMul<'_, T, CudaMemory>) -> Result<()> {
+        let MatMul { a, op_a, b, op_b, c } = call;
+        let ((m, n), (_, k)) = (c.shape(), op_a.shape(a.shape()));
+        let (to, add) = destination(&c);
+        let out = out_type(&c);
+        let (a, b) = (Operand::read(a), Operand::read(b));
+        let gemm = self.planner().matmul(&Matmul {
+            dtype: T::DTYPE,
+            out,
+            a_trans: op_a == Op::T,
+            b_trans: op_b == Op::T,
+            shape: (m, n),
+            inputs: alignment(a, T::DTYPE).min(alignment(b, T::DTYPE)),
+            outputs: alignment(to, out),
+        });
+        let params = GemmParams {
+            a: [a, Operand::NONE],
+            b: [b, Operand::NONE],
+            c: [to, Operand::NONE],
+            m: m as i64,
+            n: n as i64,
+            k: k as i64,
+            segments: 1,
+            add: u32::from(add),
+            ..GemmParams::default()
+        };
+        launch_gemm(&self.queue().call(0)?, gemm, &params)
+    }
+
+    fn bias_sum<T: Element>(&self, call: AddBias<'_, T, CudaMemory>) -> Result<()> {
+        let AddBias { bias, c } = call;
+        let (rows, cols) = c.shape();
+        let params = AddBiasParams {
+            bias: bias.ptr().address(),
+            c: Operand::write(&c),
+            rows: rows as i64,
+            cols: cols as i64,
+        };
+        self.queue().call(0)?.launch_on(
+            Kernel::AddBias { dtype: T::DTYPE },
+            params.rows,
+            params.cols,
+            &params,
+        )
+    }
+
+    fn sum_columns<T: Element>(&self, call: ColumnSums<'_, T, CudaMemory>) -> Result<()> {
+        let ColumnSums { a, to } = call;
+        let (rows, cols) = a.shape();
+        let mut workspace = Layout::default();
+        let sums = Sums::new(T::DTYPE, out_type(&to), rows, cols, &mut workspace);
+        let (destination, add) = destination(&to);
+        let call = self.queue().call(workspace.bytes())?;
+        let params = ColumnSumsParams {
+            a: Operand::read(a),
+            to: destination.data,
+            partial: call.at(sums.partial),
+            rows: rows as i64,
+            cols: cols as i64,
+            rows_per_chunk: sums.rows_per_chunk as i64,
+            chunks: sums.chunks as i64,
+            add: u32::from(add),
+            unused: 0,
+        };
+        column_sums(&call, sums, &params)
+    }
+
+    fn gate_values<T: Element>(&self, call: GateForward<'_, T, CudaMemory>) -> Result<()> {
+        let GateForward { gate, pre, z } = call;
+        let (rows, cols) = z.shape();
+        let (code, alpha, limit) = gate_code(gate)?;
+        let half =
+            |first: usize| -> Result<Operand> { Ok(Operand::read(pre.sub(0..rows, first..first + cols)?)) };
+        let params = GateParams {
+            gate: half(0)?,
+            up: half(cols)?,
+            z: Operand::write(&z),
+            rows: rows as i64,
+            cols: cols as i64,
+            alpha,
+            limit,
+        };
+        let kernel = Kernel::GateForward { dtype: T::DTYPE, gate: code };
+        self.queue().call(0)?.launch_on(kernel, params.rows, params.cols, &params)
+    }
+
+    fn gate_cotangents<T: Element>(&self, call: GateBackward<'_, T, CudaMemory>) -> Result<()> {
+        let GateBackward { gate, dz, pre } = call;
+        let (rows, cols) = dz.shape();
+        let (code, alpha, limit) = gate_code(gate)?;
+        let (to_gate, to_up) = pre.split_cols(cols)?;
+        let params = GateParams {
+            gate: Operand::write(&to_gate),
+            up: Operand::write(&to_up),
+            z: Operand::read(dz),
+            rows: rows as i64,
+            cols: cols as i64,
+            alpha,
+            limit,
+        };
+        let kernel = Kernel::GateBackward { dtype: T::DTYPE, gate: code };
+        self.queue().call(0)?.launch_on(kernel, params.rows, params.cols, &params)
+    }
+
+    fn loss<T: Element>(&self, call: CrossEntropy<'_, T, CudaMemory>) -> Result<()> {
+        let CrossEntropy { logits, labels, loss, correct, dlogits } = call;
+        let (rows, classes) = logits.shape();
+        let mut workspace = Layout::default();
+        let row_loss = workspace.part(rows * size_of::<f32>());
+        let row_correct = workspace.part(rows * size_of::<u32>());
+        let call = self.queue().call(workspace.bytes())?;
+        let params = CrossEntropyParams {
+            logits: Operand::read(logits),
+            dlogits: dlogits.as_ref().map_or(Operand::NONE, Operand::write),
+            labels: labels.ptr().address(),
+            label_stride: labels.row_stride() as i64,
+            loss: loss.ptr().address(),
+            correct: correct.map_or(0, |correct| correct.ptr().address()),
+            row_loss: call.at(row_loss),
+            row_correct: call.at(row_correct),
+            rows: rows as i64,
+            classes: classes as i64,
+        };
+        call.launch_on(Kernel::RowLoss { dtype: T::DTYPE }, params.rows, params.classes, &params)?;
+        call.launch_on(Kernel::MeanLoss, 1, 1, &params)
+    }
+
+    fn optimizer_step<T: Element>(&self, call: AdamWStep<'_, T, CudaMemory>) -> Result<()> {
+        let AdamWStep { hyper, gradient, state, parameter } = call;
+        let OptimizerMut { first, second, steps, master } = state;
+        let (rows, cols) = parameter.shape();
+        let (gradient, gradient_f32) = match gradient {
+            Gradient::Same(gradient) => (Operand::read(gradient), T::DTYPE == Dtype::F32),
+            Gradient::F32(gradient) => (Operand::read(gradient), true),
+        };
+        let mut call = self.queue().call(0)?;
+        let params = AdamWParams {
+            gradient,
+            parameter: Operand::write(&parameter),
+            first: Operand::write(&first),
+            second: Operand::write(&second),
+            master: master.as_ref().map_or(Operand::NONE, Operand::write),
+            steps: steps.ptr().address(),
+            ticket: call.ticket()?,
+            rows: rows as i64,
+            cols: cols as i64,
+            lr: hyper.lr,
+            beta1: hyper.beta1,
+            beta2: hyper.beta2,
+            epsilon: hyper.epsilon,
+            weight_decay: hyper.weight_decay,
+            unused: 0,
+        };
+        let kernel = Kernel::AdamW { dtype: T::DTYPE, gradient_f32 };
+        call.launch_on(kernel, params.rows, params.cols, &params)
+    }
+}
+
+/// One implementation for each element type, as for the op.
+macro_rules! dense {
+    ($($t:ty),*) => {$(
+        impl Dense<$t> for Cuda {
+            fn run_matmul(&self, call: Checked<MatMul<'_, $t, CudaMemory>>) -> Result<()> {
+                self.matmul_on_kernels(call.into_inner())
+            }
+
+            fn run_add_bias(&self, call: Checked<AddBias<'_, $t, CudaMemory>>) -> Result<()> {
+                self.bias_sum(call.into_inner())
+            }
+
+            fn run_column_sums(&self, call: Checked<ColumnSums<'_, $t, CudaMemory>>) -> Result<()> {
+                self.sum_columns(call.into_inner())
+            }
+
+            fn run_gate(&self, call: Checked<GateForward<'_, $t, CudaMemory>>) -> Result<()> {
+                self.gate_values(call.into_inner())
+            }
+
+            fn run_gate_backward(&self, call: Checked<GateBackward<'_, $t, CudaMemory>>) -> Result<()> {
+                self.gate_cotangents(call.into_inner())
+            }
+
+            fn run_cross_entropy(&self, call: Checked<CrossEntropy<'_, $t, CudaMemory>>) -> Result<()> {
+                self.loss(call.into_inner())
+            }
+
+            fn run_adamw(&self, call: Checked<AdamWStep<'_, $t, CudaMemory>>) -> Result<()> {
+                self.optimizer_step(call.into_inner())
+            }
+        }
+    )*};
+}
+dense!(f32, f16, bf16);
+
+/// A view's alignment is part of choosing a kernel for it.
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn alignment_is_of_every_row() {
+        let at = |data, stride| alignment(Operand { data, stride }, Dtype::F16);
+        assert_eq!(at(256, 64), 128);
+        assert_eq!(at(256, 8), 16);
+        assert_eq!(at(256, 7), 2);
+        assert_eq!(at(260, 64), 4);
+    }
+}

@@ -1,0 +1,113 @@
+//! A device: what all handles on it share. One context, one set of loaded kernels, one state of health.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use cudarc::driver::sys::CUdevice_attribute_enum as Attribute;
+use cudarc::driver::{CudaContext, DriverError};
+use swiglu_core::{Error, Result};
+
+use crate::cache::DiskCache;
+use crate::compile::{Compiler, Target, cubin};
+use crate::driver::check_cudarc;
+use crate::error::CudaError;
+use crate::health::Health;
+use crate::kernel::Kernel;
+use crate::launch::Function;
+use crate::{ComputeCapability, Preflight, Search};
+
+/// What planning needs to know of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Facts {
+    pub(crate) capability: ComputeCapability,
+    pub(crate) multiprocessors: u32,
+    /// Shared memory that one block can be given, in bytes.
+    pub(crate) shared_bytes: u32,
+}
+
+/// A device and its context.
+pub(crate) struct Device {
+    pub(crate) found: Preflight,
+    pub(crate) facts: Facts,
+    pub(crate) context: Arc<CudaContext>,
+    pub(crate) health: Arc<Health>,
+    compiler: Compiler,
+    cache: DiskCache,
+    target: Target,
+    /// Kernels that were used, ready to be used again.
+    loaded: Mutex<HashMap<Kernel, Function>>,
+}
+
+/// Devices that some handle is on.
+static DEVICES: Mutex<Vec<(usize, Weak<Device>)>> = Mutex::new(Vec::new());
+
+impl Device {
+    /// The device with this ordinal; the one that other handles are on, if there are any.
+    pub(crate) fn open(ordinal: usize) -> Result<Arc<Self>> {
+        let mut devices = DEVICES.lock().unwrap_or_else(PoisonError::into_inner);
+        let open =
+            devices.iter().filter(|(other, _)| *other == ordinal).find_map(|(_, device)| device.upgrade());
+        if let Some(device) = open {
+            return Ok(device);
+        }
+        let device = Arc::new(Self::new(ordinal)?);
+        devices.retain(|(_, device)| device.strong_count() > 0);
+        devices.push((ordinal, Arc::downgrade(&device)));
+        Ok(device)
+    }
+
+    fn new(ordinal: usize) -> Result<Self> {
+        let search = Search::system();
+        let unavailable = |reason: String| Error::Unavailable { device: format!("cuda:{ordinal}"), reason };
+        let found = search.preflight(ordinal).map_err(|reason| unavailable(reason.to_string()))?;
+        check_cudarc().map_err(|reason| unavailable(reason.to_string()))?;
+        let compiler = Compiler::open(&search).map_err(|reason| unavailable(reason.to_string()))?;
+        let start = |DriverError(code)| unavailable(format!("its context could not be made: {code:?}"));
+        let context = CudaContext::new(ordinal).map_err(start)?;
+        crate::launch::without_events(&context);
+        let attribute = |which| context.attribute(which).map(|value| value.max(0) as u32).map_err(start);
+        let facts = Facts {
+            capability: found.gpu.compute_capability,
+            multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            shared_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+        };
+        let target = compiler
+            .target(facts.capability, found.driver.version)
+            .map_err(|reason| unavailable(reason.to_string()))?;
+        let (health, cache) = (Arc::new(Health::from_env()), DiskCache::from_env());
+        Ok(Self { found, facts, context, health, compiler, cache, target, loaded: Mutex::default() })
+    }
+
+    fn loaded(&self) -> MutexGuard<'_, HashMap<Kernel, Function>> {
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A kernel, ready to be launched. Compiles and loads it when it is used for the first time, which a call that is
+    /// being captured (`capturing`) must not do.
+    pub(crate) fn function(&self, kernel: Kernel, capturing: bool) -> Result<Function> {
+        if let Some(&function) = self.loaded().get(&kernel) {
+            return Ok(function);
+        }
+        if capturing {
+            return Err(CudaError::NotWarm { what: "a kernel had to be compiled" }.into());
+        }
+        // Unlocked: two threads that need one kernel at the same time compile it twice, to the same effect.
+        let defines = kernel.defines(&self.facts);
+        let code = cubin(&self.compiler, &self.cache, kernel.source(), &self.target, &defines)
+            .map_err(CudaError::Compile)?;
+        let function = Function::load(&self.context, &code, kernel.shared_bytes(&self.facts))
+            .map_err(|DriverError(code)| self.health.failed(&format!("loading of {kernel}"), code))?;
+        Ok(*self.loaded().entry(kernel).or_insert(function))
+    }
+
+    /// Where compiled kernels are kept, how many were found there and how many were not, and why it is of less use than
+    /// it could be.
+    pub(crate) fn cache(&self) -> &DiskCache {
+        &self.cache
+    }
+
+    /// Free and total memory, in bytes.
+    pub(crate) fn memory(&self) -> Result<(usize, usize)> {
+        self.context.mem_get_info().map_err(|DriverError(code)| self.health.failed("cuMemGetInfo", code))
+    }
+}

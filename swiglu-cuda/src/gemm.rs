@@ -1,0 +1,207 @@
+//! One matrix product on the device: which kernel, with which tile, for which grid. Pure: tested without a GPU.
+
+use std::fmt;
+
+use swiglu_core::Dtype;
+
+use crate::device::Facts;
+
+/// A group of kernels with one way of multiplying.
+///
+/// ```
+/// use swiglu_cuda::Family;
+/// assert_eq!(Family::Mma.to_string(), "mma");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Family {
+    /// Fused multiply-adds on the ordinary cores: any GPU, shape, stride and type. In f32 it is the strict one.
+    Simt,
+    /// Tensor cores by `mma.sync`, from compute capability 8.0 on: 16-bit types, and f32 as TF32 when asked for.
+    /// Rows must start at multiples of 16 bytes.
+    Mma,
+    /// Products of a vector and a matrix, for batches of up to 8 rows.
+    Gemv,
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Family::Simt => "simt",
+            Family::Mma => "mma",
+            Family::Gemv => "gemv",
+        })
+    }
+}
+
+/// A gate function as the kernels number it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct GateCode(pub(crate) u8);
+
+/// What a product is for: what its epilogue does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Product {
+    /// Plain results of this type.
+    Store { out: Dtype },
+    /// z = h(g, u).
+    Gate(GateCode),
+    /// dG and dU.
+    GateGradient(GateCode),
+}
+
+impl Product {
+    /// Whether a tile accumulates gate and up columns beside each other.
+    pub(crate) fn is_paired(self) -> bool {
+        !matches!(self, Product::Store { .. })
+    }
+}
+
+/// Edge of a tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Edge {
+    E32 = 32,
+    E64 = 64,
+    E128 = 128,
+}
+
+impl Edge {
+    pub(crate) const fn len(self) -> u64 {
+        self as u64
+    }
+
+    /// The next smaller one.
+    pub(crate) const fn smaller(self) -> Option<Self> {
+        match self {
+            Edge::E128 => Some(Edge::E64),
+            Edge::E64 => Some(Edge::E32),
+            Edge::E32 => None,
+        }
+    }
+}
+
+/// Which operands may be accessed in vectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub(crate) struct Vectors {
+    pub(crate) a: bool,
+    pub(crate) b: bool,
+    pub(crate) c: bool,
+}
+
+/// A kernel of the families `simt` and `mma`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Gemm {
+    pub(crate) family: Family,
+    pub(crate) dtype: Dtype,
+    /// f32 operands rounded to TF32.
+    pub(crate) tf32: bool,
+    /// A is stored k x m.
+    pub(crate) a_trans: bool,
+    /// B is stored n x k.
+    pub(crate) b_trans: bool,
+    pub(crate) product: Product,
+    pub(crate) edge: Edge,
+    pub(crate) vectors: Vectors,
+}
+
+impl Gemm {
+    /// Rows and columns of C that a block of threads computes; columns of one half in paired products.
+    pub(crate) fn tile(&self) -> (u64, u64) {
+        let edge = self.edge.len();
+        match (self.family, self.product.is_paired()) {
+            // A simt tile holds gate and up columns in its own edge.
+            (Family::Simt, true) => (edge, edge / 2),
+            _ => (edge, edge),
+        }
+    }
+
+    /// Blocks of threads for an m x n product.
+    pub(crate) fn blocks(&self, m: u64, n: u64) -> u64 {
+        let (rows, cols) = self.tile();
+        m.div_ceil(rows).saturating_mul(n.div_ceil(cols))
+    }
+
+    /// Threads of a block.
+    pub(crate) fn threads(&self) -> u32 {
+        match self.family {
+            Family::Mma => mma::threads(self),
+            _ => simt::threads(self),
+        }
+    }
+
+    /// Whether a block's shared memory can hold what the kernel needs of it.
+    pub(crate) fn fits(&self, facts: &Facts) -> bool {
+        // One stage fills while another is read.
+        self.family != Family::Mma || mma::stages(self, facts) >= 2
+    }
+
+    /// Bytes of dynamic shared memory of a block.
+    pub(crate) fn shared_bytes(&self, facts: &Facts) -> u32 {
+        match self.family {
+            Family::Mma => mma::stages(self, facts) * mma::stage_bytes(self, facts),
+            _ => 0,
+        }
+    }
+}
+
+/// What `simt_gemm.cu` makes of its macros.
+mod simt {
+    use super::{Edge, Gemm};
+
+    pub(super) fn threads(gemm: &Gemm) -> u32 {
+        match gemm.edge {
+            Edge::E128 | Edge::E64 => 256,
+            Edge::E32 => 64,
+        }
+    }
+}
+
+/// What `mma_config.cuh` makes of its macros; the formulas are the same.
+mod mma {
+    use super::{Edge, Facts, Gemm};
+
+    fn halves(gemm: &Gemm) -> u32 {
+        if gemm.product.is_paired() { 2 } else { 1 }
+    }
+
+    fn warps(gemm: &Gemm) -> u32 {
+        if gemm.edge == Edge::E128 && gemm.product.is_paired() { 8 } else { 4 }
+    }
+
+    pub(super) fn threads(gemm: &Gemm) -> u32 {
+        32 * warps(gemm)
+    }
+
+    fn blocks_per_multiprocessor(gemm: &Gemm) -> u32 {
+        match gemm.edge {
+            Edge::E32 => 4,
+            Edge::E64 => 2,
+            Edge::E128 => 8 / warps(gemm),
+        }
+    }
+
+    fn stages_of(gemm: &Gemm, facts: &Facts, k_bytes: u32) -> u32 {
+        let kib = facts.shared_bytes / 1024;
+        let limit = ((kib + 1) / blocks_per_multiprocessor(gemm)).saturating_sub(1) * 1024;
+        (limit / (gemm.edge as u32 * (1 + halves(gemm)) * k_bytes)).min(4)
+    }
+
+    fn k_bytes(gemm: &Gemm, facts: &Facts) -> u32 {
+        if stages_of(gemm, facts, 128) >= 3 { 128 } else { 64 }
+    }
+
+    pub(super) fn stages(gemm: &Gemm, facts: &Facts) -> u32 {
+        stages_of(gemm, facts, k_bytes(gemm, facts))
+    }
+
+    pub(super) fn stage_bytes(gemm: &Gemm, facts: &Facts) -> u32 {
+        gemm.edge as u32 * (1 + halves(gemm)) * k_bytes(gemm, facts)
+    }
+}
+
+impl fmt::Display for Gemm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let order = |trans: bool| if trans { "t" } else { "n" };
+        let kind = if self.tf32 { "tf32".to_owned() } else { self.dtype.to_string() };
+        write!(f, "{}-{kind}-{}{}-{}", self.family, order(self.a_trans), order(self.b_trans), self.edge.len())
+    }
+}

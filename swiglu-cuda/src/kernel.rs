@@ -1,0 +1,269 @@
+//! Every kernel of the crate: from what it is to its source and the constants it is compiled with.
+
+use std::fmt;
+
+use swiglu_core::{Dtype, Error, Gate, Result};
+
+use crate::compile::{Defines, Source};
+use crate::device::Facts;
+use crate::gemm::{Family, GateCode, Gemm, Product};
+
+/// Headers that kernels include, by name.
+const HEADERS: &[(&str, &str)] = &[
+    ("types.cuh", include_str!("../kernels/types.cuh")),
+    ("params.cuh", include_str!("../kernels/params.cuh")),
+    ("gate.cuh", include_str!("../kernels/gate.cuh")),
+    ("pack.cuh", include_str!("../kernels/pack.cuh")),
+    ("mma_config.cuh", include_str!("../kernels/mma_config.cuh")),
+    ("mma_tile.cuh", include_str!("../kernels/mma_tile.cuh")),
+    ("mma_epilogue.cuh", include_str!("../kernels/mma_epilogue.cuh")),
+];
+
+macro_rules! source {
+    ($name:literal) => {
+        Source { name: $name, text: include_str!(concat!("../kernels/", $name)), headers: HEADERS }
+    };
+}
+
+static SIMT_GEMM: Source = source!("simt_gemm.cu");
+static MMA_GEMM: Source = source!("mma_gemm.cu");
+static GEMV: Source = source!("gemv.cu");
+static ELEMENTWISE: Source = source!("elementwise.cu");
+static LOSS: Source = source!("loss.cu");
+static ADAMW: Source = source!("adamw.cu");
+
+/// A kernel and everything that it is specialised for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Kernel {
+    /// A product of the families `simt` and `mma`.
+    Gemm(Gemm),
+    /// The fused forward for up to `rows` rows.
+    Gemv {
+        /// Element type.
+        dtype: Dtype,
+        /// Whether weights are `[D, I]`.
+        b_trans: bool,
+        /// The gate function.
+        gate: GateCode,
+        /// Rows of the batch that a block takes: 1, 2, 4 or 8.
+        rows: u32,
+        /// Whether x and weights may be read in vectors.
+        vectors: bool,
+    },
+    /// z = h(g, u) from pre-activations in memory.
+    GateForward {
+        /// Element type.
+        dtype: Dtype,
+        /// The gate function.
+        gate: GateCode,
+    },
+    /// Pre-activations to their cotangents, in place.
+    GateBackward {
+        /// Element type.
+        dtype: Dtype,
+        /// The gate function.
+        gate: GateCode,
+    },
+    /// c += bias.
+    AddBias {
+        /// Element type.
+        dtype: Dtype,
+    },
+    /// Column sums of chunks of rows.
+    PartialSums {
+        /// Element type of the matrix.
+        dtype: Dtype,
+    },
+    /// The sum of those.
+    TotalSums {
+        /// Element type of the sums.
+        out: Dtype,
+    },
+    /// Loss, hit and gradient of each row.
+    RowLoss {
+        /// Element type.
+        dtype: Dtype,
+    },
+    /// The mean of the losses, the sum of the hits.
+    MeanLoss,
+    /// A step of the optimizer.
+    AdamW {
+        /// Element type of the parameter.
+        dtype: Dtype,
+        /// Whether the gradient is in f32 all the same.
+        gradient_f32: bool,
+    },
+}
+
+/// Threads of a block of every kernel but the products.
+const THREADS: u32 = 256;
+
+/// Blocks of a launch, copies of the grid (independent products), and threads of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Grid {
+    pub(crate) blocks: u64,
+    pub(crate) depth: u32,
+    pub(crate) threads: u32,
+}
+
+/// Numbers of the element types in `types.cuh`.
+const fn dtype_code(dtype: Dtype) -> i64 {
+    match dtype {
+        Dtype::F32 => 0,
+        Dtype::F16 => 1,
+        Dtype::Bf16 => 2,
+    }
+}
+
+/// A gate function as the kernels number it, and its two parameters.
+pub(crate) fn gate_code(gate: Gate) -> Result<(GateCode, f32, f32)> {
+    match gate {
+        Gate::Swiglu => Ok((GateCode(0), 0.0, 0.0)),
+        Gate::GegluTanh => Ok((GateCode(1), 0.0, 0.0)),
+        Gate::GegluErf => Ok((GateCode(2), 0.0, 0.0)),
+        Gate::Reglu => Ok((GateCode(3), 0.0, 0.0)),
+        Gate::Glu => Ok((GateCode(4), 0.0, 0.0)),
+        Gate::SwigluClamped { alpha, limit } => Ok((GateCode(5), alpha, limit)),
+        _ => Err(Error::Unsupported { backend: "swiglu-cuda", what: "this gate function" }),
+    }
+}
+
+impl Kernel {
+    pub(crate) fn source(&self) -> &'static Source {
+        match self {
+            Kernel::Gemm(Gemm { family: Family::Mma, .. }) => &MMA_GEMM,
+            Kernel::Gemm(_) => &SIMT_GEMM,
+            Kernel::Gemv { .. } => &GEMV,
+            Kernel::GateForward { .. }
+            | Kernel::GateBackward { .. }
+            | Kernel::AddBias { .. }
+            | Kernel::PartialSums { .. }
+            | Kernel::TotalSums { .. } => &ELEMENTWISE,
+            Kernel::RowLoss { .. } | Kernel::MeanLoss => &LOSS,
+            Kernel::AdamW { .. } => &ADAMW,
+        }
+    }
+
+    /// The macros that make the source this kernel.
+    pub(crate) fn defines(&self, facts: &Facts) -> Defines {
+        let flag = i64::from;
+        match *self {
+            Kernel::Gemm(gemm) => gemm_defines(&gemm, facts),
+            Kernel::Gemv { dtype, b_trans, gate, rows, vectors } => Defines::default()
+                .with("DTYPE", dtype_code(dtype))
+                .with("B_TRANS", flag(b_trans))
+                .with("GATE_FUNCTION", i64::from(gate.0))
+                .with("ROWS", i64::from(rows))
+                .with("A_VECTOR", flag(vectors))
+                .with("B_VECTOR", flag(vectors)),
+            Kernel::GateForward { dtype, gate } => Defines::default()
+                .with("PASS", 0)
+                .with("DTYPE", dtype_code(dtype))
+                .with("GATE_FUNCTION", i64::from(gate.0)),
+            Kernel::GateBackward { dtype, gate } => Defines::default()
+                .with("PASS", 1)
+                .with("DTYPE", dtype_code(dtype))
+                .with("GATE_FUNCTION", i64::from(gate.0)),
+            Kernel::AddBias { dtype } => Defines::default().with("PASS", 2).with("DTYPE", dtype_code(dtype)),
+            Kernel::PartialSums { dtype } => {
+                Defines::default().with("PASS", 3).with("DTYPE", dtype_code(dtype))
+            }
+            // The type of the sums is all that the second stage sees.
+            Kernel::TotalSums { out } => {
+                Defines::default().with("PASS", 4).with("DTYPE", dtype_code(out)).with("OUT_F32", 0)
+            }
+            Kernel::RowLoss { dtype } => Defines::default().with("PASS", 0).with("DTYPE", dtype_code(dtype)),
+            Kernel::MeanLoss => Defines::default().with("PASS", 1).with("DTYPE", dtype_code(Dtype::F32)),
+            Kernel::AdamW { dtype, gradient_f32 } => {
+                Defines::default().with("DTYPE", dtype_code(dtype)).with("GRADIENT_F32", flag(gradient_f32))
+            }
+        }
+    }
+
+    /// Blocks, and threads of a block, for a matrix of `rows` by `cols` (of one half, in paired products).
+    ///
+    /// The tables are those at the head of each kernel's file.
+    pub(crate) fn grid(&self, rows: u64, cols: u64, facts: &Facts) -> Grid {
+        let one_per = |elements: u64| elements.div_ceil(u64::from(THREADS));
+        let vectors = |dtype: Dtype| rows.saturating_mul(cols.div_ceil(16 / dtype.bytes() as u64));
+        let (blocks, threads) = match *self {
+            Kernel::Gemm(gemm) => (gemm.blocks(rows, cols), gemm.threads()),
+            Kernel::Gemv { dtype, b_trans, .. } => {
+                let columns = match (b_trans, dtype) {
+                    (true, _) => 16,
+                    (false, Dtype::F32) => 32,
+                    (false, Dtype::F16 | Dtype::Bf16) => 64,
+                };
+                (if rows == 0 { 0 } else { cols.div_ceil(columns) }, THREADS)
+            }
+            Kernel::GateForward { dtype, .. }
+            | Kernel::GateBackward { dtype, .. }
+            | Kernel::AddBias { dtype } => (one_per(vectors(dtype)), THREADS),
+            // Rows are the chunks here, and one in the second stage.
+            Kernel::PartialSums { .. } | Kernel::TotalSums { .. } => {
+                (rows.saturating_mul(one_per(cols)), THREADS)
+            }
+            Kernel::RowLoss { .. } => (one_per(rows.saturating_mul(32)), THREADS),
+            Kernel::MeanLoss => (1, THREADS),
+            // Blocks stride over the elements; one for an empty parameter, which counts its steps all the same.
+            Kernel::AdamW { .. } => {
+                let enough = u64::from(facts.multiprocessors) * 4;
+                (one_per(vectors(Dtype::F32)).clamp(1, enough), THREADS)
+            }
+        };
+        Grid { blocks, depth: 1, threads }
+    }
+
+    /// Bytes of dynamic shared memory of a block.
+    pub(crate) fn shared_bytes(&self, facts: &Facts) -> u32 {
+        match self {
+            Kernel::Gemm(gemm) => gemm.shared_bytes(facts),
+            _ => 0,
+        }
+    }
+}
+
+fn gemm_defines(gemm: &Gemm, facts: &Facts) -> Defines {
+    let (product, gate, out) = match gemm.product {
+        Product::Store { out } => (0, 0, out),
+        Product::Gate(gate) => (1, gate.0, gemm.dtype),
+        Product::GateGradient(gate) => (2, gate.0, gemm.dtype),
+    };
+    let defines = Defines::default()
+        .with("DTYPE", dtype_code(gemm.dtype))
+        .with("A_TRANS", i64::from(gemm.a_trans))
+        .with("B_TRANS", i64::from(gemm.b_trans))
+        .with("PRODUCT", product)
+        .with("GATE_FUNCTION", i64::from(gate))
+        .with("OUT_F32", i64::from(gemm.dtype != Dtype::F32 && out == Dtype::F32))
+        .with("BLOCK", gemm.edge.len() as i64)
+        .with("C_VECTOR", i64::from(gemm.vectors.c));
+    match gemm.family {
+        Family::Mma => {
+            defines.with("TF32", i64::from(gemm.tf32)).with("SMEM_KB", i64::from(facts.shared_bytes / 1024))
+        }
+        _ => defines.with("A_VECTOR", i64::from(gemm.vectors.a)).with("B_VECTOR", i64::from(gemm.vectors.b)),
+    }
+}
+
+impl fmt::Display for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Kernel::Gemm(gemm) => gemm.fmt(f),
+            Kernel::Gemv { dtype, b_trans, rows, .. } => {
+                write!(f, "gemv-{dtype}-n{}-{rows}", if *b_trans { "t" } else { "n" })
+            }
+            Kernel::GateForward { dtype, .. } => write!(f, "gate-{dtype}"),
+            Kernel::GateBackward { dtype, .. } => write!(f, "gate-gradient-{dtype}"),
+            Kernel::AddBias { dtype } => write!(f, "add-bias-{dtype}"),
+            Kernel::PartialSums { dtype } => write!(f, "column-sums-{dtype}"),
+            Kernel::TotalSums { out } => write!(f, "column-sums-to-{out}"),
+            Kernel::RowLoss { dtype } => write!(f, "cross-entropy-{dtype}"),
+            Kernel::MeanLoss => f.write_str("mean-loss"),
+            Kernel::AdamW { dtype, .. } => write!(f, "adamw-{dtype}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

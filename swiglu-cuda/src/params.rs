@@ -1,0 +1,144 @@
+//! Arguments of the kernels: the structs of `kernels/params.cuh`. Each size is checked on both sides.
+
+use swiglu_core::{MatMut, MatRef, Scalar};
+
+use crate::memory::{CudaMemory, CudaPtr};
+
+/// A row-major matrix of a kernel: address of the first element, elements from one row to the next.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Operand {
+    pub(crate) data: u64,
+    pub(crate) stride: i64,
+}
+
+impl Operand {
+    /// A matrix that is not there.
+    pub(crate) const NONE: Self = Self { data: 0, stride: 0 };
+
+    pub(crate) fn read<T: Scalar>(m: MatRef<'_, T, CudaMemory>) -> Self {
+        Self::at(m.ptr(), m.row_stride())
+    }
+
+    pub(crate) fn write<T: Scalar>(m: &MatMut<'_, T, CudaMemory>) -> Self {
+        Self::at(m.ptr(), m.row_stride())
+    }
+
+    pub(crate) fn at(ptr: CudaPtr, stride: usize) -> Self {
+        Self { data: ptr.address(), stride: stride as i64 }
+    }
+}
+
+/// Twin of `GemmParams`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct GemmParams {
+    pub(crate) a: [Operand; 2],
+    pub(crate) b: [Operand; 2],
+    pub(crate) c: [Operand; 2],
+    pub(crate) pre: [Operand; 2],
+    pub(crate) dz: Operand,
+    pub(crate) bias: [u64; 2],
+    pub(crate) m: i64,
+    pub(crate) n: i64,
+    pub(crate) k: i64,
+    pub(crate) alpha: f32,
+    pub(crate) limit: f32,
+    pub(crate) segments: u32,
+    pub(crate) add: u32,
+}
+
+/// Twin of `GateParams`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct GateParams {
+    pub(crate) gate: Operand,
+    pub(crate) up: Operand,
+    pub(crate) z: Operand,
+    pub(crate) rows: i64,
+    pub(crate) cols: i64,
+    pub(crate) alpha: f32,
+    pub(crate) limit: f32,
+}
+
+/// Twin of `AddBiasParams`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct AddBiasParams {
+    pub(crate) bias: u64,
+    pub(crate) c: Operand,
+    pub(crate) rows: i64,
+    pub(crate) cols: i64,
+}
+
+/// Twin of `ColumnSumsParams`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ColumnSumsParams {
+    pub(crate) a: Operand,
+    pub(crate) to: u64,
+    pub(crate) partial: u64,
+    pub(crate) rows: i64,
+    pub(crate) cols: i64,
+    pub(crate) rows_per_chunk: i64,
+    pub(crate) chunks: i64,
+    pub(crate) add: u32,
+    pub(crate) unused: u32,
+}
+
+/// Twin of `CrossEntropyParams`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct CrossEntropyParams {
+    pub(crate) logits: Operand,
+    pub(crate) dlogits: Operand,
+    pub(crate) labels: u64,
+    pub(crate) label_stride: i64,
+    pub(crate) loss: u64,
+    pub(crate) correct: u64,
+    pub(crate) row_loss: u64,
+    pub(crate) row_correct: u64,
+    pub(crate) rows: i64,
+    pub(crate) classes: i64,
+}
+
+/// Twin of `AdamWParams`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct AdamWParams {
+    pub(crate) gradient: Operand,
+    pub(crate) parameter: Operand,
+    pub(crate) first: Operand,
+    pub(crate) second: Operand,
+    pub(crate) master: Operand,
+    pub(crate) steps: u64,
+    pub(crate) ticket: u64,
+    pub(crate) rows: i64,
+    pub(crate) cols: i64,
+    pub(crate) lr: f32,
+    pub(crate) beta1: f32,
+    pub(crate) beta2: f32,
+    pub(crate) epsilon: f32,
+    pub(crate) weight_decay: f32,
+    pub(crate) unused: u32,
+}
+
+const _: () = {
+    assert!(size_of::<GemmParams>() == 200);
+    assert!(size_of::<GateParams>() == 72);
+    assert!(size_of::<AddBiasParams>() == 40);
+    assert!(size_of::<ColumnSumsParams>() == 72);
+    assert!(size_of::<CrossEntropyParams>() == 96);
+    assert!(size_of::<AdamWParams>() == 136);
+};
+
+/// What a kernel takes as its one argument: plain data that the kernel's source declares with the same layout.
+///
+/// Sealed by being private to the crate; only the structs above have it.
+pub(crate) trait KernelParams: Copy {}
+impl KernelParams for GemmParams {}
+impl KernelParams for GateParams {}
+impl KernelParams for AddBiasParams {}
+impl KernelParams for ColumnSumsParams {}
+impl KernelParams for CrossEntropyParams {}
+impl KernelParams for AdamWParams {}

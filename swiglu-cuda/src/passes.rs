@@ -1,0 +1,197 @@
+//! The op's two passes, enqueued.
+
+use swiglu_core::ops::{Backward, Forward};
+use swiglu_core::{Dims, Element, Halves, MatRef, Orientation, Out, Result, Target, Weights};
+
+use crate::gemm::Gemm;
+use crate::kernel::{Kernel, gate_code};
+use crate::memory::CudaMemory;
+use crate::params::{ColumnSumsParams, GateParams, GemmParams, Operand};
+use crate::plan::{Cotangents, Planner, Sums};
+use crate::queue::{Call, Queue};
+
+/// Starts a product whose operands are in place.
+pub(crate) fn launch_gemm(call: &Call<'_>, gemm: Gemm, params: &GemmParams) -> Result<()> {
+    let depth =
+        if gemm.product.is_paired() || params.segments == 2 || params.c[1] == Operand::NONE { 1 } else { 2 };
+    call.launch_copies(Kernel::Gemm(gemm), (params.m, params.n, depth), params)
+}
+
+/// The parts of x . Wf that every projection has.
+fn projection<T: Element>(
+    x: MatRef<'_, T, CudaMemory>,
+    w: &Weights<'_, T, CudaMemory>,
+) -> Result<GemmParams> {
+    let (_, alpha, limit) = gate_code(w.function())?;
+    let hidden = w.hidden();
+    let bias = match w.bias_row() {
+        None => [0, 0],
+        Some(bias) => {
+            let gate = bias.sub(0..1, 0..hidden)?;
+            let up = bias.sub(0..1, hidden..2 * hidden)?;
+            [gate.ptr().address(), up.ptr().address()]
+        }
+    };
+    Ok(GemmParams {
+        a: [Operand::read(x), Operand::NONE],
+        b: [Operand::read(w.gate_weights()), Operand::read(w.up_weights())],
+        bias,
+        m: x.rows() as i64,
+        n: hidden as i64,
+        k: w.in_features() as i64,
+        alpha,
+        limit,
+        segments: 1,
+        ..GemmParams::default()
+    })
+}
+
+/// Enqueues a checked forward.
+pub(crate) fn forward<T: Element>(
+    queue: &Queue,
+    planner: Planner,
+    call: Forward<'_, T, CudaMemory>,
+) -> Result<()> {
+    let Forward { problem, x, w, z, pre, .. } = call;
+    let plan = planner.forward(&problem, pre.is_some())?;
+    let mut params = projection(x, &w)?;
+    params.c[0] = Operand::write(&z);
+    if let Some(pre) = pre {
+        let (gate, up) = pre.split_cols(w.hidden())?;
+        params.pre = [Operand::write(&gate), Operand::write(&up)];
+    }
+    let call = queue.call(0)?;
+    match plan.kernel {
+        Kernel::Gemm(gemm) => launch_gemm(&call, gemm, &params),
+        kernel => call.launch_on(kernel, params.m, params.n, &params),
+    }
+}
+
+/// dAB while backward runs: its two halves.
+#[derive(Clone, Copy)]
+struct Dab {
+    gate: Operand,
+    up: Operand,
+}
+
+/// Enqueues a checked backward.
+pub(crate) fn backward<T: Element>(
+    queue: &Queue,
+    planner: Planner,
+    call: Backward<'_, T, CudaMemory>,
+) -> Result<()> {
+    let Backward { problem, x, w, dz, pre, dx, dwf, dbias, .. } = call;
+    let Dims { batch, in_features, hidden } = problem.dims;
+    let plan = planner.backward(&problem)?;
+    let call = queue.call(plan.workspace_bytes)?;
+    let dab = match (plan.cotangents, pre) {
+        (Cotangents::Recomputed { gemm, dgate, dup, stride }, _) => {
+            let at = |offset| Operand { data: call.at(offset), stride: stride as i64 };
+            let dab = Dab { gate: at(dgate), up: at(dup) };
+            let params = GemmParams { c: [dab.gate, dab.up], dz: Operand::read(dz), ..projection(x, &w)? };
+            launch_gemm(&call, gemm, &params)?;
+            dab
+        }
+        (Cotangents::Saved(gate), Some(pre)) => {
+            let (to_gate, to_up) = pre.split_cols(hidden)?;
+            let dab = Dab { gate: Operand::write(&to_gate), up: Operand::write(&to_up) };
+            let (_, alpha, limit) = gate_code(w.function())?;
+            let params = GateParams {
+                gate: dab.gate,
+                up: dab.up,
+                z: Operand::read(dz),
+                rows: batch as i64,
+                cols: hidden as i64,
+                alpha,
+                limit,
+            };
+            call.launch_on(
+                Kernel::GateBackward { dtype: T::DTYPE, gate },
+                params.rows,
+                params.cols,
+                &params,
+            )?;
+            dab
+        }
+        // The plan follows from the same `pre`.
+        (Cotangents::Saved(_), None) => return Ok(()),
+    };
+    if let (Some(gemm), Some(Out { to, add })) = (plan.dx, dx) {
+        let params = GemmParams {
+            a: [dab.gate, dab.up],
+            b: [Operand::read(w.gate_weights()), Operand::read(w.up_weights())],
+            c: [Operand::write(&to), Operand::NONE],
+            m: batch as i64,
+            n: in_features as i64,
+            k: hidden as i64,
+            segments: 2,
+            add: u32::from(add),
+            ..GemmParams::default()
+        };
+        launch_gemm(&call, gemm, &params)?;
+    }
+    if let (Some(gemm), Some(dwf)) = (plan.dwf, dwf) {
+        launch_gemm(&call, gemm, &weight_gradient(w.orientation(), x, dab, dwf))?;
+    }
+    if let (Some(sums), Some(dbias)) = (plan.sums, dbias) {
+        let (to, add) = destination(&dbias);
+        let out_bytes = sums.out.bytes() * hidden;
+        let partial_bytes = sums.chunks * hidden * size_of::<f32>();
+        for (half, a) in [dab.gate, dab.up].into_iter().enumerate() {
+            let params = ColumnSumsParams {
+                a,
+                to: to.data + (half * out_bytes) as u64,
+                partial: call.at(sums.partial + half * partial_bytes),
+                rows: batch as i64,
+                cols: hidden as i64,
+                rows_per_chunk: sums.rows_per_chunk as i64,
+                chunks: sums.chunks as i64,
+                add: u32::from(add),
+                unused: 0,
+            };
+            column_sums(&call, sums, &params)?;
+        }
+    }
+    Ok(())
+}
+
+/// dWf = X^T . dAB for `[I, 2D]` weights, dAB^T . X for `[2D, I]`: two products in one launch.
+fn weight_gradient<T: Element>(
+    orientation: Orientation,
+    x: MatRef<'_, T, CudaMemory>,
+    dab: Dab,
+    dwf: Halves<'_, T, CudaMemory>,
+) -> GemmParams {
+    let (rows, cols) = dwf.gate.shape();
+    let ((gate, add), (up, _)) = (destination(&dwf.gate), destination(&dwf.up));
+    let (x_operand, dab) = ([Operand::read(x); 2], [dab.gate, dab.up]);
+    let (a, b) = match orientation {
+        Orientation::InOut => (x_operand, dab),
+        Orientation::OutIn => (dab, x_operand),
+    };
+    GemmParams {
+        a,
+        b,
+        c: [gate, up],
+        m: rows as i64,
+        n: cols as i64,
+        k: x.rows() as i64,
+        segments: 1,
+        add: u32::from(add),
+        ..GemmParams::default()
+    }
+}
+
+/// Where a gradient goes, and whether it is added to what is there.
+pub(crate) fn destination<T: Element>(target: &Target<'_, T, CudaMemory>) -> (Operand, bool) {
+    match target {
+        Target::Same(out) => (Operand::write(&out.to), out.add),
+        Target::F32(out) => (Operand::write(&out.to), out.add),
+    }
+}
+
+/// Both stages of column sums.
+pub(crate) fn column_sums(call: &Call<'_>, sums: Sums, params: &ColumnSumsParams) -> Result<()> {
+    call.launch_on(Kernel::PartialSums { dtype: sums.dtype }, params.chunks, params.cols, params)?;
+    call.launch_on(Kernel::TotalSums { out: sums.out }, 1, params.cols, params)
+}

@@ -1,0 +1,370 @@
+//! From a problem and a device to the kernels that solve it. Pure: everything here is tested without a GPU.
+
+use swiglu_core::{
+    Access, Dims, Dtype, GradientKind, Orientation, Pass, Plan, Precision, Problem, Result, Tile,
+};
+
+use crate::ComputeCapability;
+use crate::arena::Layout;
+use crate::device::Facts;
+use crate::gemm::{Edge, Family, GateCode, Gemm, Product, Vectors};
+use crate::kernel::{Kernel, gate_code};
+
+/// Bytes of the widest access, `ld.global.v4`: what vector loads, and `cp.async`, need rows to be aligned to.
+const VECTOR: u32 = 16;
+/// Bytes of two f32, the widest store of an `mma` epilogue.
+const PAIR: u32 = 8;
+/// Ampere: the first architecture with bf16 and TF32 products and `cp.async`.
+const MMA: ComputeCapability = ComputeCapability { major: 8, minor: 0 };
+/// Largest batch of the `gemv` kernels.
+const GEMV_ROWS: usize = 8;
+
+/// How a device is to be used.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Planner {
+    pub(crate) facts: Facts,
+    /// The family to take wherever it accepts the problem.
+    pub(crate) forced: Option<Family>,
+}
+
+/// What one product needs to be chosen.
+struct Wanted {
+    dtype: Dtype,
+    precision: Precision,
+    tile: Tile,
+    product: Product,
+    a_trans: bool,
+    b_trans: bool,
+    /// Rows and columns of C; columns of one half in paired products.
+    shape: (usize, usize),
+    /// Independent products in one launch.
+    depth: u64,
+    /// The least alignment of the rows of A and B.
+    inputs: u32,
+    /// The least alignment of the rows of everything else.
+    outputs: u32,
+}
+
+/// The alignment of column `at` of a matrix with this access.
+fn part(access: Access, at: usize, dtype: Dtype) -> u32 {
+    let bytes = (at * dtype.bytes()) as u64;
+    access.align.min(1 << bytes.trailing_zeros().min(Access::MAX_ALIGN.trailing_zeros()))
+}
+
+/// The alignment of both halves of a packed `[B, 2D]` matrix.
+fn halves(access: Access, hidden: usize, dtype: Dtype) -> u32 {
+    access.align.min(part(access, hidden, dtype))
+}
+
+impl Planner {
+    /// The kernel for a product, and what there is to say about the choice.
+    fn gemm(&self, wanted: &Wanted, notes: &mut Vec<String>) -> Gemm {
+        let tf32 = wanted.dtype == Dtype::F32 && wanted.precision == Precision::Tf32;
+        let family = self.family(wanted, tf32, notes);
+        let vectors = match family {
+            Family::Mma => Vectors { a: true, b: true, c: wanted.outputs >= PAIR },
+            // One switch for all: a kernel for each combination would be compiled for little.
+            _ => {
+                let all = wanted.inputs.min(wanted.outputs) >= VECTOR;
+                Vectors { a: all, b: all, c: all }
+            }
+        };
+        let largest = Gemm {
+            family,
+            dtype: wanted.dtype,
+            tf32: tf32 && family == Family::Mma,
+            a_trans: wanted.a_trans,
+            b_trans: wanted.b_trans,
+            product: wanted.product,
+            edge: Edge::E128,
+            vectors,
+        };
+        match wanted.tile {
+            Tile::Auto => self.fitting(self.filling(largest, wanted), notes),
+            Tile::T128 => self.fitting(largest, notes),
+            Tile::T64 => self.fitting(Gemm { edge: Edge::E64, ..largest }, notes),
+            Tile::T32 => self.fitting(Gemm { edge: Edge::E32, ..largest }, notes),
+        }
+    }
+
+    fn family(&self, wanted: &Wanted, tf32: bool, notes: &mut Vec<String>) -> Family {
+        let on_tensor_cores = wanted.dtype != Dtype::F32 || tf32;
+        let capable = self.facts.capability >= MMA;
+        let refusal = if !on_tensor_cores {
+            Some("f32 is multiplied in f32 unless Precision::Tf32 is asked for")
+        } else if !capable {
+            Some("mma needs compute capability 8.0")
+        } else if wanted.inputs < VECTOR {
+            Some("mma needs rows that start at multiples of 16 bytes")
+        } else {
+            None
+        };
+        match (self.forced, refusal) {
+            (Some(Family::Simt), _) => Family::Simt,
+            (_, None) => Family::Mma,
+            (Some(Family::Mma), Some(reason)) => {
+                notes.push(format!("simt in place of mma: {reason}"));
+                Family::Simt
+            }
+            (_, Some(reason)) => {
+                if on_tensor_cores {
+                    notes.push(format!("simt: {reason}"));
+                }
+                Family::Simt
+            }
+        }
+    }
+
+    /// The largest tile of which there are enough to occupy every multiprocessor.
+    fn filling(&self, mut gemm: Gemm, wanted: &Wanted) -> Gemm {
+        let (m, n) = (wanted.shape.0 as u64, wanted.shape.1 as u64);
+        while gemm.blocks(m, n).saturating_mul(wanted.depth) < u64::from(self.facts.multiprocessors) {
+            match gemm.edge.smaller() {
+                Some(edge) => gemm.edge = edge,
+                None => break,
+            }
+        }
+        gemm
+    }
+
+    /// The tile itself, or the next smaller one that the shared memory of a block can hold.
+    fn fitting(&self, mut gemm: Gemm, notes: &mut Vec<String>) -> Gemm {
+        let asked = gemm.edge;
+        while !gemm.fits(&self.facts) {
+            match gemm.edge.smaller() {
+                Some(edge) => gemm.edge = edge,
+                None => break,
+            }
+        }
+        if gemm.edge != asked {
+            notes.push(format!(
+                "a tile of {} does not fit into {} bytes of shared memory, so {}",
+                asked.len(),
+                self.facts.shared_bytes,
+                gemm.edge.len()
+            ));
+        }
+        gemm
+    }
+
+    /// x . Wf, with whichever epilogue.
+    fn projection(&self, problem: &Problem, product: Product, outputs: u32, notes: &mut Vec<String>) -> Gemm {
+        let Problem { dims: Dims { batch, hidden, .. }, accesses, options, .. } = problem;
+        let wanted = Wanted {
+            dtype: problem.dtype,
+            precision: options.precision,
+            tile: options.tile,
+            product,
+            a_trans: false,
+            b_trans: problem.orientation == Orientation::OutIn,
+            shape: (*batch, *hidden),
+            depth: 1,
+            inputs: accesses.x.align.min(accesses.gate.align).min(accesses.up.align),
+            outputs,
+        };
+        self.gemm(&wanted, notes)
+    }
+
+    /// The kernel of a forward.
+    pub(crate) fn forward(&self, problem: &Problem, save: bool) -> Result<ForwardPlan> {
+        let Problem { dims: Dims { batch, hidden, .. }, accesses, dtype, .. } = *problem;
+        let (gate, ..) = gate_code(problem.gate)?;
+        let mut notes = Vec::new();
+        let gemv = batch <= GEMV_ROWS && problem.options.tile == Tile::Auto;
+        if (gemv && self.forced.is_none()) || (batch <= GEMV_ROWS && self.forced == Some(Family::Gemv)) {
+            let kernel = Kernel::Gemv {
+                dtype,
+                b_trans: problem.orientation == Orientation::OutIn,
+                gate,
+                rows: (batch.max(1) as u32).next_power_of_two(),
+                vectors: accesses.x.align.min(accesses.gate.align).min(accesses.up.align) >= VECTOR,
+            };
+            return Ok(ForwardPlan { kernel, notes });
+        }
+        let pre = if save { halves(accesses.pre, hidden, dtype) } else { Access::MAX_ALIGN };
+        let gemm = self.projection(problem, Product::Gate(gate), accesses.z.align.min(pre), &mut notes);
+        Ok(ForwardPlan { kernel: Kernel::Gemm(gemm), notes })
+    }
+
+    /// The kernels of a backward.
+    pub(crate) fn backward(&self, problem: &Problem) -> Result<BackwardPlan> {
+        let Pass::Backward { saved, dx, dwf, dbias } = problem.pass else {
+            return Err(swiglu_core::Error::Unsupported {
+                backend: "swiglu-cuda",
+                what: "a forward as a backward",
+            });
+        };
+        let Problem { dims: Dims { batch, in_features, hidden }, accesses, dtype, .. } = *problem;
+        let (gate, ..) = gate_code(problem.gate)?;
+        let mut notes = Vec::new();
+        let mut workspace = Layout::default();
+        let (cotangents, dab) = if saved {
+            (Cotangents::Saved(gate), halves(accesses.pre, hidden, dtype))
+        } else {
+            let stride = padded(hidden, dtype);
+            let dgate = workspace.part(batch * stride * dtype.bytes());
+            let dup = workspace.part(batch * stride * dtype.bytes());
+            let product = Product::GateGradient(gate);
+            let gemm = self.projection(problem, product, accesses.z.align.min(VECTOR), &mut notes);
+            (Cotangents::Recomputed { gemm, dgate, dup, stride }, VECTOR)
+        };
+        let weights = accesses.gate.align.min(accesses.up.align);
+        let trans = problem.orientation == Orientation::OutIn;
+        let wanted = Wanted {
+            dtype,
+            precision: problem.options.precision,
+            tile: problem.options.tile,
+            product: Product::Store { out: dtype },
+            a_trans: false,
+            b_trans: !trans,
+            shape: (batch, in_features),
+            depth: 1,
+            inputs: dab.min(weights),
+            outputs: accesses.dx.align,
+        };
+        let dx = dx.map(|_| self.gemm(&wanted, &mut notes));
+        let dwf = dwf.map(|GradientKind { dtype: out, .. }| {
+            let wanted = Wanted {
+                product: Product::Store { out },
+                a_trans: true,
+                b_trans: false,
+                shape: problem.orientation.half_shape(in_features, hidden),
+                depth: 2,
+                inputs: dab.min(accesses.x.align),
+                outputs: accesses.dwf_gate.align.min(accesses.dwf_up.align),
+                ..wanted
+            };
+            self.gemm(&wanted, &mut notes)
+        });
+        let sums = dbias
+            .map(|GradientKind { dtype: out, .. }| Sums::new(dtype, out, batch, 2 * hidden, &mut workspace));
+        Ok(BackwardPlan { cotangents, dx, dwf, sums, workspace_bytes: workspace.bytes(), notes })
+    }
+
+    /// The plan as users see it.
+    pub(crate) fn describe(&self, backend: String, problem: &Problem) -> Result<Plan> {
+        let (launches, bytes, notes) = match problem.pass {
+            Pass::Forward { save } => {
+                let ForwardPlan { kernel, notes } = self.forward(problem, save)?;
+                (vec![format!("{kernel}: {} of both projections", problem.gate)], 0, notes)
+            }
+            Pass::Backward { .. } => {
+                let plan = self.backward(problem)?;
+                (plan.launches(problem), plan.workspace_bytes, plan.notes)
+            }
+        };
+        Ok(notes.into_iter().fold(Plan::new(backend, launches, bytes), Plan::note))
+    }
+}
+
+/// Elements of a workspace row: whole vectors, so that each row is aligned.
+fn padded(cols: usize, dtype: Dtype) -> usize {
+    cols.next_multiple_of(VECTOR as usize / dtype.bytes())
+}
+
+/// What a forward enqueues.
+#[derive(Clone, Debug)]
+pub(crate) struct ForwardPlan {
+    pub(crate) kernel: Kernel,
+    pub(crate) notes: Vec<String>,
+}
+
+/// Where dAB comes from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Cotangents {
+    /// Saved pre-activations become it in place.
+    Saved(GateCode),
+    /// The projections once more, with the gate gradient as their epilogue, into the workspace.
+    Recomputed {
+        gemm: Gemm,
+        /// Offsets in the workspace, in bytes.
+        dgate: usize,
+        dup: usize,
+        /// Elements from row to row.
+        stride: usize,
+    },
+}
+
+/// Column sums in two stages: within chunks of rows, and over the chunks. Chunks depend on the number of rows alone.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sums {
+    pub(crate) dtype: Dtype,
+    pub(crate) out: Dtype,
+    pub(crate) rows_per_chunk: usize,
+    pub(crate) chunks: usize,
+    /// Offset of the sums of the chunks in the workspace, in bytes.
+    pub(crate) partial: usize,
+}
+
+impl Sums {
+    /// At least this many rows make a chunk worth a block of threads, and at most so many chunks are summed by one
+    /// thread in the second stage.
+    const ROWS: usize = 64;
+    const CHUNKS: usize = 64;
+
+    pub(crate) fn new(dtype: Dtype, out: Dtype, rows: usize, cols: usize, workspace: &mut Layout) -> Self {
+        let rows_per_chunk = rows.div_ceil(Self::CHUNKS).max(Self::ROWS);
+        let chunks = rows.div_ceil(rows_per_chunk).max(1);
+        let partial = workspace.part(chunks * cols * size_of::<f32>());
+        Self { dtype, out, rows_per_chunk, chunks, partial }
+    }
+}
+
+/// What a backward enqueues.
+#[derive(Clone, Debug)]
+pub(crate) struct BackwardPlan {
+    pub(crate) cotangents: Cotangents,
+    pub(crate) dx: Option<Gemm>,
+    pub(crate) dwf: Option<Gemm>,
+    pub(crate) sums: Option<Sums>,
+    pub(crate) workspace_bytes: usize,
+    pub(crate) notes: Vec<String>,
+}
+
+impl BackwardPlan {
+    fn launches(&self, problem: &Problem) -> Vec<String> {
+        let mut launches = vec![match self.cotangents {
+            Cotangents::Saved(gate) => {
+                let kernel = Kernel::GateBackward { dtype: problem.dtype, gate };
+                format!("{kernel}: saved pre-activations become dAB")
+            }
+            Cotangents::Recomputed { gemm, .. } => format!("{gemm}: dAB from both projections"),
+        }];
+        launches.extend(self.dx.map(|gemm| format!("{gemm}: dX")));
+        launches.extend(self.dwf.map(|gemm| format!("{gemm}: both halves of dWf")));
+        if let Some(sums) = self.sums {
+            launches.push(format!("{}: dbias", Kernel::PartialSums { dtype: sums.dtype }));
+            launches.push(format!("{}: dbias", Kernel::TotalSums { out: sums.out }));
+        }
+        launches
+    }
+}
+
+/// A plain product of `Dense`: shapes and alignments in place of a problem.
+pub(crate) struct Matmul {
+    pub(crate) dtype: Dtype,
+    pub(crate) out: Dtype,
+    pub(crate) a_trans: bool,
+    pub(crate) b_trans: bool,
+    pub(crate) shape: (usize, usize),
+    pub(crate) inputs: u32,
+    pub(crate) outputs: u32,
+}
+
+impl Planner {
+    pub(crate) fn matmul(&self, call: &Matmul) -> Gemm {
+        let wanted = Wanted {
+            dtype: call.dtype,
+            precision: Precision::Strict,
+            tile: Tile::Auto,
+            product: Product::Store { out: call.out },
+            a_trans: call.a_trans,
+            b_trans: call.b_trans,
+            shape: call.shape,
+            depth: 1,
+            inputs: call.inputs,
+            outputs: call.outputs,
+        };
+        self.gemm(&wanted, &mut Vec::new())
+    }
+}

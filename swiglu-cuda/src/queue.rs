@@ -1,0 +1,134 @@
+//! A handle's stream, and what calls on it share. One call at a time enqueues: the workspace of one call is free for
+//! the next only in stream order.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use swiglu_core::Result;
+
+use crate::arena::Arena;
+use crate::device::Device;
+use crate::error::CudaError;
+use crate::kernel::{Grid, Kernel};
+use crate::launch::{Stream, allocate};
+use crate::memory::Block;
+use crate::params::KernelParams;
+use crate::parking::ParkingLot;
+use crate::staging::Staging;
+
+/// A stream of a device.
+pub(crate) struct Queue {
+    pub(crate) device: Arc<Device>,
+    pub(crate) stream: Stream,
+    pub(crate) lot: Arc<ParkingLot>,
+    capturing: AtomicBool,
+    shared: Mutex<Shared>,
+}
+
+struct Shared {
+    arena: Arena,
+    staging: Staging,
+    /// A zero that kernels count their blocks with, and leave as a zero.
+    ticket: Option<Block<u32>>,
+}
+
+impl Queue {
+    pub(crate) fn new(device: Arc<Device>, stream: Stream) -> Self {
+        let shared = Shared { arena: Arena::default(), staging: Staging::new(), ticket: None };
+        Self {
+            device,
+            stream,
+            lot: Arc::default(),
+            capturing: AtomicBool::new(false),
+            shared: Mutex::new(shared),
+        }
+    }
+
+    pub(crate) fn capturing(&self) -> bool {
+        self.capturing.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_capturing(&self, capturing: bool) {
+        self.capturing.store(capturing, Ordering::Relaxed);
+    }
+
+    /// An error while a graph is being captured.
+    pub(crate) fn outside_capture(&self, what: &'static str) -> Result<()> {
+        if self.capturing() { Err(CudaError::NotWarm { what }.into()) } else { Ok(()) }
+    }
+
+    /// Begins a call that needs `workspace_bytes`.
+    pub(crate) fn call(&self, workspace_bytes: usize) -> Result<Call<'_>> {
+        let mut shared = self.shared();
+        self.stream.bind()?;
+        shared.arena.grow(&self.stream, &self.lot, workspace_bytes, self.capturing())?;
+        let workspace = shared.arena.start().unwrap_or_default();
+        Ok(Call { queue: self, shared, workspace })
+    }
+
+    /// Runs a copy from the host.
+    pub(crate) fn with_staging(&self, copy: impl FnOnce(&mut Staging) -> Result<()>) -> Result<()> {
+        copy(&mut self.shared().staging)
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A call that is being enqueued.
+pub(crate) struct Call<'q> {
+    queue: &'q Queue,
+    shared: MutexGuard<'q, Shared>,
+    workspace: u64,
+}
+
+impl Call<'_> {
+    /// The address of a part of the workspace.
+    pub(crate) fn at(&self, offset: usize) -> u64 {
+        self.workspace + offset as u64
+    }
+
+    /// Starts a kernel on a matrix of `rows` by `cols`.
+    pub(crate) fn launch_on<P: KernelParams>(
+        &self,
+        kernel: Kernel,
+        rows: i64,
+        cols: i64,
+        params: &P,
+    ) -> Result<()> {
+        self.launch(kernel, kernel.grid(rows as u64, cols as u64, &self.queue.device.facts), params)
+    }
+
+    /// Starts a kernel with `depth` copies of the grid for a matrix.
+    pub(crate) fn launch_copies<P: KernelParams>(
+        &self,
+        kernel: Kernel,
+        (rows, cols, depth): (i64, i64, u32),
+        params: &P,
+    ) -> Result<()> {
+        let grid = kernel.grid(rows as u64, cols as u64, &self.queue.device.facts);
+        self.launch(kernel, Grid { depth, ..grid }, params)
+    }
+
+    fn launch<P: KernelParams>(&self, kernel: Kernel, grid: Grid, params: &P) -> Result<()> {
+        let Queue { device, stream, .. } = self.queue;
+        let function = device.function(kernel, self.queue.capturing())?;
+        stream.launch(&kernel, (function, kernel.shared_bytes(&device.facts)), grid, params)
+    }
+
+    /// The address of a counter that is zero between kernels.
+    pub(crate) fn ticket(&mut self) -> Result<u64> {
+        if let Some(ticket) = &self.shared.ticket {
+            return Ok(ticket.start().address());
+        }
+        self.queue.outside_capture("a counter had to be allocated")?;
+        let stream = &self.queue.stream;
+        let slice = crate::launch::retype::<u32>(stream, allocate(stream, size_of::<u32>())?, 1);
+        let ticket = Block::new(slice, self.queue.lot.clone());
+        let address = ticket.start().address();
+        stream.clear(address, size_of::<u32>())?;
+        self.shared.ticket = Some(ticket);
+        Ok(address)
+    }
+}

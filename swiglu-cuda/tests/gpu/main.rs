@@ -1,0 +1,73 @@
+//! Everything that needs a GPU. Without one each test is counted as ignored, and the reason is printed once; with
+//! `SWIGLU_REQUIRE_GPU=1` that is a failure instead.
+
+mod faults;
+mod large;
+mod streams;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use swiglu_core::{Route, Unfused};
+use swiglu_cuda::{Cuda, Family};
+use swiglu_testkit::{Check, Config, run_test};
+
+/// A device for the whole run: the kernels that are loaded stay.
+fn cuda() -> Result<Cuda, Failed> {
+    Cuda::new(0).map_err(|reason| reason.to_string().into())
+}
+
+/// What a CUDA backend promises to the suite.
+fn config() -> Config {
+    Config { routes: &[Route::Fused], ..Config::cuda("swiglu-cuda", "gpu") }
+}
+
+/// The suite on one family of kernels.
+fn suite(module: &'static str, family: Option<Family>) -> impl Iterator<Item = Trial> {
+    Check::ALL.into_iter().map(move |check| {
+        Trial::test(format!("{module}::{check}"), move || {
+            let cuda = cuda()?;
+            let cuda = family.map_or(cuda.clone(), |family| cuda.with_family(family));
+            run_test(&cuda, &config(), check, &format!("gpu::{module}"), env!("CARGO_MANIFEST_DIR"));
+            Ok(())
+        })
+    })
+}
+
+/// The suite on the op composed from this backend's dense products.
+fn unfused() -> impl Iterator<Item = Trial> {
+    Check::ALL.into_iter().map(|check| {
+        Trial::test(format!("unfused::{check}"), move || {
+            let backend = Unfused(cuda()?);
+            run_test(&backend, &config().unfused(), check, "gpu::unfused", env!("CARGO_MANIFEST_DIR"));
+            Ok(())
+        })
+    })
+}
+
+fn trials() -> Vec<Trial> {
+    let families = [
+        ("auto", None),
+        ("simt", Some(Family::Simt)),
+        ("mma", Some(Family::Mma)),
+        ("gemv", Some(Family::Gemv)),
+    ];
+    let suites = families.into_iter().flat_map(|(module, family)| suite(module, family));
+    suites.chain(unfused()).chain(streams::trials()).chain(faults::trials()).chain(large::trials()).collect()
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let required = std::env::var_os("SWIGLU_REQUIRE_GPU").is_some_and(|value| value == "1");
+    // Kept until the end, so that the device stays open between tests.
+    let device = Cuda::new(0);
+    let ignored = match &device {
+        Ok(_) => false,
+        Err(reason) => {
+            eprintln!("{}: {reason}", if required { "no GPU" } else { "GPU tests are ignored" });
+            !required
+        }
+    };
+    let trials = trials().into_iter().map(|trial| trial.with_ignored_flag(ignored)).collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
