@@ -4,10 +4,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaSlice, CudaStream, DriverError};
-use swiglu_core::ops::{Backward, CopyIn, CopyOut, Forward};
+use swiglu_core::ops::{Backward, Copy, CopyIn, CopyOut, Forward};
 use swiglu_core::{
-    Backend, Checked, DeviceId, Error, Matrix, Plan, Problem, Result, Route, Scalar, StreamId, SwiGLU, bf16,
-    f16,
+    Backend, Checked, DeviceId, Error, Matrix, Plan, Problem, Replay, Result, Route, Scalar, StreamId,
+    SwiGLU, bf16, f16,
 };
 
 use crate::device::Device;
@@ -210,6 +210,15 @@ impl Backend for Cuda {
 
     fn reserve(&self, plan: &Plan) -> Result<()> {
         self.queue.call(plan.workspace_bytes).map(drop)
+    }
+
+    fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<Option<Box<dyn Replay>>> {
+        Ok(Some(Box::new(Cuda::capture(self, work)?)))
+    }
+
+    fn run_copy<T: Scalar>(&self, call: Checked<Copy<'_, T, CudaMemory>>) -> Result<()> {
+        let Copy { from, to } = call.into_inner();
+        staging::copy(&self.queue.stream, from, &to)
     }
 
     fn run_copy_in<T: Scalar>(&self, call: Checked<CopyIn<'_, T, CudaMemory>>) -> Result<()> {

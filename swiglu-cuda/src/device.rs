@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use cudarc::driver::sys::CUdevice_attribute_enum as Attribute;
 use cudarc::driver::{CudaContext, DriverError};
-use swiglu_core::{Error, Result};
+use swiglu_core::{Error, Result, StreamId};
 
 use crate::cache::DiskCache;
 use crate::compile::{Compiler, Target, cubin};
@@ -14,6 +14,7 @@ use crate::error::CudaError;
 use crate::health::Health;
 use crate::kernel::Kernel;
 use crate::launch::Function;
+use crate::parking::ParkingLot;
 use crate::{ComputeCapability, Preflight, Search};
 
 /// What planning needs to know of a device.
@@ -36,6 +37,8 @@ pub(crate) struct Device {
     target: Target,
     /// Kernels that were used, ready to be used again.
     loaded: Mutex<HashMap<Kernel, Function>>,
+    /// What graphs ask of each stream that some handle is on.
+    lots: Mutex<Vec<(StreamId, Weak<ParkingLot>)>>,
 }
 
 /// Devices that some handle is on.
@@ -75,7 +78,17 @@ impl Device {
             .target(facts.capability, found.driver.version)
             .map_err(|reason| unavailable(reason.to_string()))?;
         let (health, cache) = (Arc::new(Health::from_env()), DiskCache::from_env());
-        Ok(Self { found, facts, context, health, compiler, cache, target, loaded: Mutex::default() })
+        Ok(Self {
+            found,
+            facts,
+            context,
+            health,
+            compiler,
+            cache,
+            target,
+            loaded: Mutex::default(),
+            lots: Mutex::default(),
+        })
     }
 
     fn loaded(&self) -> MutexGuard<'_, HashMap<Kernel, Function>> {
@@ -98,6 +111,18 @@ impl Device {
         let function = Function::load(&self.context, &code, kernel.shared_bytes(&self.facts))
             .map_err(|DriverError(code)| self.health.failed(&format!("loading of {kernel}"), code))?;
         Ok(*self.loaded().entry(kernel).or_insert(function))
+    }
+
+    /// The parking lot of a stream; the one of other handles on it, if there are any.
+    pub(crate) fn lot(&self, stream: StreamId) -> Arc<ParkingLot> {
+        let mut lots = self.lots.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = lots.iter().filter(|(other, _)| *other == stream).find_map(|(_, lot)| lot.upgrade());
+        known.unwrap_or_else(|| {
+            let lot = Arc::<ParkingLot>::default();
+            lots.retain(|(_, lot)| lot.strong_count() > 0);
+            lots.push((stream, Arc::downgrade(&lot)));
+            lot
+        })
     }
 
     /// Where compiled kernels are kept, how many were found there and how many were not, and why it is of less use than

@@ -202,6 +202,9 @@ impl Stream {
                 (1, Side::Device, Side::Host) => {
                     sys::cuMemcpyDtoHAsync_v2(to.address as *mut c_void, from.address, bytes, stream)
                 }
+                (1, Side::Device, Side::Device) => {
+                    sys::cuMemcpyDtoDAsync_v2(to.address, from.address, bytes, stream)
+                }
                 _ => sys::cuMemcpy2DAsync_v2(&raw const copy, stream),
             }
         };

@@ -1,7 +1,6 @@
 //! A handle's stream, and what calls on it share. One call at a time enqueues: the workspace of one call is free for
 //! the next only in stream order.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use swiglu_core::Result;
@@ -11,7 +10,7 @@ use crate::device::Device;
 use crate::error::CudaError;
 use crate::kernel::{Grid, Kernel};
 use crate::launch::{Stream, allocate};
-use crate::memory::Block;
+use crate::memory::{Block, stream_id};
 use crate::params::KernelParams;
 use crate::parking::ParkingLot;
 use crate::staging::Staging;
@@ -21,7 +20,6 @@ pub(crate) struct Queue {
     pub(crate) device: Arc<Device>,
     pub(crate) stream: Stream,
     pub(crate) lot: Arc<ParkingLot>,
-    capturing: AtomicBool,
     shared: Mutex<Shared>,
 }
 
@@ -34,22 +32,13 @@ struct Shared {
 
 impl Queue {
     pub(crate) fn new(device: Arc<Device>, stream: Stream) -> Self {
+        let lot = device.lot(stream_id(stream.raw()));
         let shared = Shared { arena: Arena::default(), staging: Staging::new(), ticket: None };
-        Self {
-            device,
-            stream,
-            lot: Arc::default(),
-            capturing: AtomicBool::new(false),
-            shared: Mutex::new(shared),
-        }
+        Self { device, stream, lot, shared: Mutex::new(shared) }
     }
 
     pub(crate) fn capturing(&self) -> bool {
-        self.capturing.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn set_capturing(&self, capturing: bool) {
-        self.capturing.store(capturing, Ordering::Relaxed);
+        self.lot.capturing()
     }
 
     /// An error while a graph is being captured.
