@@ -1,7 +1,7 @@
 //! A device: what all handles on it share. One context, one set of loaded kernels, one state of health.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use cudarc::driver::sys::CUdevice_attribute_enum as Attribute;
 use cudarc::driver::{CudaContext, DriverError};
@@ -9,6 +9,7 @@ use swiglu_core::{Error, Result, StreamId};
 
 use crate::cache::DiskCache;
 use crate::compile::{Compiler, Target, cubin};
+use crate::cublas::Cublas;
 use crate::driver::check_cudarc;
 use crate::error::CudaError;
 use crate::health::Health;
@@ -39,6 +40,8 @@ pub(crate) struct Device {
     loaded: Mutex<HashMap<Kernel, Function>>,
     /// What graphs ask of each stream that some handle is on.
     lots: Mutex<Vec<(StreamId, Weak<ParkingLot>)>>,
+    /// Once it was needed.
+    cublas: OnceLock<Arc<Cublas>>,
 }
 
 /// Devices that some handle is on.
@@ -88,6 +91,7 @@ impl Device {
             target,
             loaded: Mutex::default(),
             lots: Mutex::default(),
+            cublas: OnceLock::new(),
         })
     }
 
@@ -123,6 +127,15 @@ impl Device {
             lots.push((stream, Arc::downgrade(&lot)));
             lot
         })
+    }
+
+    /// cuBLAS, looked for until it is found.
+    pub(crate) fn cublas(&self) -> Result<Arc<Cublas>, CudaError> {
+        if let Some(cublas) = self.cublas.get() {
+            return Ok(cublas.clone());
+        }
+        let cublas = Arc::new(Cublas::open(&Search::cublas(self.found.driver.version))?);
+        Ok(self.cublas.get_or_init(|| cublas).clone())
     }
 
     /// Where compiled kernels are kept, how many were found there and how many were not, and why it is of less use than

@@ -120,6 +120,11 @@ impl Stream {
         if code != CUresult::CUDA_SUCCESS {
             return Err(self.health.failed(&format!("launch of {name}"), code));
         }
+        self.launched(name)
+    }
+
+    /// After a kernel was enqueued: waits for it where that was asked for.
+    pub(crate) fn launched(&self, name: &dyn std::fmt::Display) -> Result<()> {
         if self.health.synchronous() { self.synchronize_after(name) } else { Ok(()) }
     }
 

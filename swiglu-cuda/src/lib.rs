@@ -47,6 +47,9 @@ mod backend;
 mod cache;
 mod capture;
 mod compile;
+mod composed;
+#[allow(unsafe_code, reason = "calls into cuBLAS; everything above it is safe")]
+mod cublas;
 mod dense;
 mod device;
 #[allow(unsafe_code, reason = "calls into the driver library; everything above it is safe")]
@@ -79,6 +82,7 @@ mod unavailable;
 pub use backend::{CacheUse, Cuda};
 pub use capture::Graph;
 pub use compile::CompileError;
+pub use cublas::CublasInfo;
 pub use cudarc;
 pub use error::CudaError;
 pub use gemm::Family;

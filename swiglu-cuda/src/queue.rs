@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use swiglu_core::Result;
 
 use crate::arena::Arena;
+use crate::cublas::{Handle, workspace_bytes};
 use crate::device::Device;
 use crate::error::CudaError;
 use crate::kernel::{Grid, Kernel};
@@ -28,12 +29,14 @@ struct Shared {
     staging: Staging,
     /// A zero that kernels count their blocks with, and leave as a zero.
     ticket: Option<Block<u32>>,
+    /// From the first product on that goes through cuBLAS.
+    cublas: Option<Handle>,
 }
 
 impl Queue {
     pub(crate) fn new(device: Arc<Device>, stream: Stream) -> Self {
         let lot = device.lot(stream_id(stream.raw()));
-        let shared = Shared { arena: Arena::default(), staging: Staging::new(), ticket: None };
+        let shared = Shared { arena: Arena::default(), staging: Staging::new(), ticket: None, cublas: None };
         Self { device, stream, lot, shared: Mutex::new(shared) }
     }
 
@@ -104,6 +107,19 @@ impl Call<'_> {
         let Queue { device, stream, .. } = self.queue;
         let function = device.function(kernel, self.queue.capturing())?;
         stream.launch(&kernel, (function, kernel.shared_bytes(&device.facts)), grid, params)
+    }
+
+    /// cuBLAS on this stream.
+    pub(crate) fn cublas(&mut self) -> Result<&mut Handle> {
+        let Queue { device, stream, .. } = self.queue;
+        let handle = match self.shared.cublas.take() {
+            Some(handle) => handle,
+            None => {
+                self.queue.outside_capture("cuBLAS had to be set up")?;
+                Handle::new(device.cublas()?, stream, workspace_bytes(device.facts.capability))?
+            }
+        };
+        Ok(self.shared.cublas.insert(handle))
     }
 
     /// The address of a counter that is zero between kernels.
