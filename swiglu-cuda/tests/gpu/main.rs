@@ -1,6 +1,7 @@
 //! Everything that needs a GPU. Without one each test is counted as ignored, and the reason is printed once; with
 //! `SWIGLU_REQUIRE_GPU=1` that is a failure instead.
 
+mod cublas;
 mod faults;
 mod large;
 mod streams;
@@ -8,7 +9,7 @@ mod streams;
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use swiglu_core::{Route, Unfused};
+use swiglu_core::Unfused;
 use swiglu_cuda::{Cuda, Family};
 use swiglu_testkit::{Check, Config, run_test};
 
@@ -19,7 +20,7 @@ fn cuda() -> Result<Cuda, Failed> {
 
 /// What a CUDA backend promises to the suite.
 fn config() -> Config {
-    Config { routes: &[Route::Fused], ..Config::cuda("swiglu-cuda", "gpu") }
+    Config::cuda("swiglu-cuda", "gpu")
 }
 
 /// The suite on one family of kernels.
@@ -34,12 +35,13 @@ fn suite(module: &'static str, family: Option<Family>) -> impl Iterator<Item = T
     })
 }
 
-/// The suite on the op composed from this backend's dense products.
-fn unfused() -> impl Iterator<Item = Trial> {
-    Check::ALL.into_iter().map(|check| {
-        Trial::test(format!("unfused::{check}"), move || {
-            let backend = Unfused(cuda()?);
-            run_test(&backend, &config().unfused(), check, "gpu::unfused", env!("CARGO_MANIFEST_DIR"));
+/// The suite on the op composed from this backend's dense products, or from those of cuBLAS.
+fn unfused(module: &'static str, dense: fn(Cuda) -> Cuda) -> impl Iterator<Item = Trial> {
+    Check::ALL.into_iter().map(move |check| {
+        Trial::test(format!("{module}::{check}"), move || {
+            let backend = Unfused(dense(cuda()?));
+            let test = format!("gpu::{module}");
+            run_test(&backend, &config().unfused(), check, &test, env!("CARGO_MANIFEST_DIR"));
             Ok(())
         })
     })
@@ -53,7 +55,14 @@ fn trials() -> Vec<Trial> {
         ("gemv", Some(Family::Gemv)),
     ];
     let suites = families.into_iter().flat_map(|(module, family)| suite(module, family));
-    suites.chain(unfused()).chain(streams::trials()).chain(faults::trials()).chain(large::trials()).collect()
+    let unfused = unfused("unfused", |cuda| cuda).chain(unfused("cublas", Cuda::with_cublas));
+    suites
+        .chain(unfused)
+        .chain(cublas::trials())
+        .chain(streams::trials())
+        .chain(faults::trials())
+        .chain(large::trials())
+        .collect()
 }
 
 fn main() -> ExitCode {
