@@ -5,8 +5,6 @@ use std::any::Any;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use cudarc::driver::CudaSlice;
-
 /// Blocks dropped while graphs of a stream live. Freed when the last of them is gone.
 #[derive(Default)]
 pub(crate) struct ParkingLot {
@@ -25,14 +23,14 @@ impl ParkingLot {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Frees a block, or keeps it while graphs live.
-    pub(crate) fn free<T: 'static>(&self, slice: CudaSlice<T>) {
+    /// Frees a block, or whatever else graphs may use, or keeps it while they live.
+    pub(crate) fn free<R: Send + 'static>(&self, resource: R) {
         let mut state = self.state();
         if state.graphs > 0 {
-            state.parked.push(Box::new(slice));
+            state.parked.push(Box::new(resource));
         } else {
             drop(state);
-            drop(slice);
+            drop(resource);
         }
     }
 

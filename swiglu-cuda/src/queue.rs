@@ -68,6 +68,19 @@ impl Queue {
     }
 }
 
+impl Drop for Queue {
+    /// A graph that another handle on the stream captured may still use what calls on this one did.
+    fn drop(&mut self) {
+        let shared = self.shared.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(block) = shared.arena.take() {
+            self.lot.free(block);
+        }
+        if let Some(handle) = shared.cublas.take() {
+            self.lot.free(handle);
+        }
+    }
+}
+
 /// A call that is being enqueued.
 pub(crate) struct Call<'q> {
     queue: &'q Queue,
