@@ -1,6 +1,7 @@
 //! Everything that needs a GPU. Without one each test is counted as ignored, and the reason is printed once; with
 //! `SWIGLU_REQUIRE_GPU=1` that is a failure instead.
 
+mod children;
 mod faults;
 mod large;
 mod streams;
@@ -53,10 +54,17 @@ fn trials() -> Vec<Trial> {
         ("gemv", Some(Family::Gemv)),
     ];
     let suites = families.into_iter().flat_map(|(module, family)| suite(module, family));
-    suites.chain(unfused()).chain(streams::trials()).chain(faults::trials()).chain(large::trials()).collect()
+    let mut trials: Vec<_> = suites.chain(unfused()).collect();
+    for others in [streams::trials, faults::trials, children::trials, large::trials] {
+        trials.extend(others());
+    }
+    trials
 }
 
 fn main() -> ExitCode {
+    if let Some(outcome) = children::child() {
+        return outcome;
+    }
     let arguments = Arguments::from_args();
     let required = std::env::var_os("SWIGLU_REQUIRE_GPU").is_some_and(|value| value == "1");
     // Kept until the end, so that the device stays open between tests.
@@ -68,6 +76,7 @@ fn main() -> ExitCode {
             !required
         }
     };
-    let trials = trials().into_iter().map(|trial| trial.with_ignored_flag(ignored)).collect();
+    let ignore = |trial: Trial| if ignored { trial.with_ignored_flag(true) } else { trial };
+    let trials = trials().into_iter().map(ignore).collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
