@@ -4,6 +4,7 @@
 mod children;
 mod faults;
 mod large;
+mod sanitize;
 mod streams;
 
 use std::process::ExitCode;
@@ -55,7 +56,7 @@ fn trials() -> Vec<Trial> {
     ];
     let suites = families.into_iter().flat_map(|(module, family)| suite(module, family));
     let mut trials: Vec<_> = suites.chain(unfused()).collect();
-    for others in [streams::trials, faults::trials, children::trials, large::trials] {
+    for others in [streams::trials, faults::trials, children::trials, sanitize::trials, large::trials] {
         trials.extend(others());
     }
     trials
