@@ -63,9 +63,11 @@ impl Planner {
         let family = self.family(wanted, tf32, notes);
         let vectors = match family {
             Family::Mma => Vectors { a: true, b: true, c: wanted.outputs >= PAIR },
-            // One switch for all: a kernel for each combination would be compiled for little.
+            // One switch for all: a kernel for each combination would be compiled for little. Aligned 16-bit operands
+            // get here only by force where there are tensor cores, and then do without.
             _ => {
-                let all = wanted.inputs.min(wanted.outputs) >= VECTOR;
+                let needed = wanted.dtype == Dtype::F32 || self.facts.capability < MMA;
+                let all = needed && wanted.inputs.min(wanted.outputs) >= VECTOR;
                 Vectors { a: all, b: all, c: all }
             }
         };

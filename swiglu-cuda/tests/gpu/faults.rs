@@ -4,7 +4,7 @@ use libtest_mimic::{Failed, Trial};
 use swiglu_core::{
     Backend, Dims, Dtype, Error, FusedSwiGLU, Options, Orientation, Pass, Problem, SwiGLU, Tile,
 };
-use swiglu_cuda::Cuda;
+use swiglu_cuda::{Cuda, Search, Unavailable};
 
 use crate::cuda;
 
@@ -13,6 +13,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         Trial::test("faults::out_of_memory_names_the_bytes_and_passes", out_of_memory),
         Trial::test("faults::an_unknown_device_is_unavailable", unknown_device),
         Trial::test("faults::a_shape_that_overflows_is_refused", overflow),
+        Trial::test("faults::no_nvrtc_is_unavailable", no_nvrtc),
         Trial::test("faults::plans_name_their_kernels", plans),
     ]
 }
@@ -33,6 +34,17 @@ fn out_of_memory() -> Result<(), Failed> {
 fn unknown_device() -> Result<(), Failed> {
     match Cuda::new(4096) {
         Err(Error::Unavailable { device, .. }) if device == "cuda:4096" => Ok(()),
+        other => Err(format!("{other:?}").into()),
+    }
+}
+
+/// Search paths of the system cannot be hidden from its loader, so the search is given none.
+fn no_nvrtc() -> Result<(), Failed> {
+    let driver = cuda()?.preflight().driver.path.clone();
+    // SAFETY: the path is that of the driver which this process already uses.
+    let search = unsafe { Search::from_paths(vec![driver], vec![]) };
+    match search.preflight(0) {
+        Err(Unavailable::NvrtcMissing { tried }) if tried.is_empty() => Ok(()),
         other => Err(format!("{other:?}").into()),
     }
 }

@@ -22,7 +22,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 /// Numbers without a pattern.
-fn noise(rows: usize, cols: usize) -> Result<Matrix<f32, Host>, Error> {
+pub(crate) fn noise(rows: usize, cols: usize) -> Result<Matrix<f32, Host>, Error> {
     let mut matrix = Matrix::host_zeros(rows, cols)?;
     let mut state = 88_172_645_463_325_252u64;
     for value in matrix.view_mut().array_mut() {
@@ -34,7 +34,7 @@ fn noise(rows: usize, cols: usize) -> Result<Matrix<f32, Host>, Error> {
     Ok(matrix)
 }
 
-fn bits(cuda: &Cuda, m: &Matrix<f32, swiglu_cuda::CudaMemory>) -> Result<Vec<u32>, Error> {
+pub(crate) fn bits(cuda: &Cuda, m: &Matrix<f32, swiglu_cuda::CudaMemory>) -> Result<Vec<u32>, Error> {
     Ok(cuda.download(m)?.into_array().iter().map(|value| value.to_bits()).collect())
 }
 

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Compiles the CUDA kernels, without a GPU, by the NVRTC of two packages from PyPI: 13 for the architectures that it has,
+# and 12.9 for sm_70, which 13 dropped. Errors, spilled registers and serialised products fail.
+#
+#   check-kernels.sh [install]   install: only put NVRTC into target/nvrtc, the one step that needs the network
+#
+# SWIGLU_KERNELS=all compiles every kernel for every architecture, some 8000 in all; the default is a tenth of that.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+packages=(nvidia-cuda-nvrtc==13.* nvidia-cuda-nvrtc-cu12==12.9.*)
+folder=$(realpath -m "${CARGO_TARGET_DIR:-target}")/nvrtc
+new=$folder/nvidia/cu13/lib/libnvrtc.so.13
+old=$folder/nvidia/cuda_nvrtc/lib/libnvrtc.so.12
+
+if [ ! -e "$new" ] || [ ! -e "$old" ]; then
+  rm -rf "$folder"
+  python3 -m pip install --quiet --no-deps --target "$folder" "${packages[@]}"
+fi
+[ "${1:-}" != install ] || exit 0
+
+# Usage: check NVRTC ARCHITECTURES
+check() {
+  SWIGLU_NVRTC=$1 SWIGLU_ARCHITECTURES=$2 SWIGLU_REQUIRE_NVRTC=1 \
+    cargo test --locked -p swiglu-cuda --lib -- kernel::tests --nocapture
+}
+check "$new" 75,80,86,89,90,120
+check "$old" 70

@@ -1,0 +1,189 @@
+//! Every kernel that can be launched on a device, found by asking the planner about every problem that it tells apart.
+
+use std::collections::HashSet;
+
+use swiglu_core::{Dims, Dtype, Gate, GradientKind, Options, Orientation, Pass, Precision, Problem, Tile};
+
+use crate::device::Facts;
+use crate::gemm::{Family, GateCode, Gemm, Product, Vectors};
+use crate::kernel::Kernel;
+use crate::plan::{Cotangents, Matmul, Planner};
+
+const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
+const BOTH: [bool; 2] = [false, true];
+const TILES: [Tile; 4] = [Tile::Auto, Tile::T32, Tile::T64, Tile::T128];
+const FAMILIES: [Option<Family>; 4] = [None, Some(Family::Simt), Some(Family::Mma), Some(Family::Gemv)];
+/// Bytes that rows start at multiples of: single elements, pairs of f32, vectors.
+const ALIGNMENTS: [u32; 3] = [2, 8, 16];
+
+/// Kernels in the order in which they were found, each once.
+#[derive(Default)]
+struct Found {
+    seen: HashSet<Kernel>,
+    kernels: Vec<Kernel>,
+}
+
+impl Found {
+    fn add(&mut self, kernel: Kernel) {
+        if self.seen.insert(kernel) {
+            self.kernels.push(kernel);
+        }
+    }
+}
+
+/// All kernels of a device.
+pub(super) fn kernels(facts: Facts) -> Vec<Kernel> {
+    let mut found = Found::default();
+    for forced in FAMILIES {
+        let planner = Planner { facts, forced };
+        for dtype in DTYPES {
+            for (inputs, outputs) in pairs(ALIGNMENTS, ALIGNMENTS) {
+                products(planner, dtype, (inputs, outputs), &mut found);
+                for (orientation, tile) in pairs([Orientation::InOut, Orientation::OutIn], TILES) {
+                    for precision in [Precision::Strict, Precision::Tf32] {
+                        for gate in Gate::ALL {
+                            let options = Options::new().tile(tile).precision(precision);
+                            let asked = Asked { dtype, orientation, gate, options, inputs, outputs };
+                            passes(planner, &asked, &mut found);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    beside_products(&mut found);
+    found.kernels
+}
+
+fn pairs<A: Copy, B: Copy, const N: usize, const M: usize>(
+    a: [A; N],
+    b: [B; M],
+) -> impl Iterator<Item = (A, B)> {
+    a.into_iter().flat_map(move |a| b.into_iter().map(move |b| (a, b)))
+}
+
+/// What problems of the op differ in, besides pass and shape.
+struct Asked {
+    dtype: Dtype,
+    orientation: Orientation,
+    gate: Gate,
+    options: Options,
+    inputs: u32,
+    outputs: u32,
+}
+
+impl Asked {
+    fn problem(&self, pass: Pass, batch: usize) -> Problem {
+        // Halves of packed rows are as aligned as the rows.
+        let dims = Dims { batch, in_features: 4096, hidden: 4096 };
+        let mut problem = Problem::dense(pass, self.dtype, dims, self.orientation, self.options);
+        problem.gate = self.gate;
+        let accesses = &mut problem.accesses;
+        for input in [&mut accesses.x, &mut accesses.gate, &mut accesses.up] {
+            input.align = self.inputs;
+        }
+        // Saved pre-activations are what the gradients' products read.
+        accesses.pre.align =
+            if matches!(pass, Pass::Forward { .. }) { self.outputs } else { self.inputs.max(self.outputs) };
+        for output in [&mut accesses.z, &mut accesses.dx, &mut accesses.dwf_gate, &mut accesses.dwf_up] {
+            output.align = self.outputs;
+        }
+        problem
+    }
+}
+
+/// Forward and backward.
+fn passes(planner: Planner, asked: &Asked, found: &mut Found) {
+    for (batch, save) in pairs([1, 2, 4, 8, 4096], BOTH) {
+        let problem = asked.problem(Pass::Forward { save }, batch);
+        let plan = planner.forward(&problem, save).unwrap_or_else(|error| panic!("{problem:?}: {error}"));
+        found.add(plan.kernel);
+    }
+    for (saved, dtype) in pairs(BOTH, [asked.dtype, Dtype::F32]) {
+        let kind = |dtype| Some(GradientKind { dtype, add: false });
+        let pass = Pass::Backward { saved, dx: kind(asked.dtype), dwf: kind(dtype), dbias: kind(dtype) };
+        let problem = asked.problem(pass, 4096);
+        let plan = planner.backward(&problem).unwrap_or_else(|error| panic!("{problem:?}: {error}"));
+        found.add(match plan.cotangents {
+            Cotangents::Saved(gate) => Kernel::GateBackward { dtype: asked.dtype, gate },
+            Cotangents::Recomputed { gemm, .. } => Kernel::Gemm(gemm),
+        });
+        plan.dx.into_iter().chain(plan.dwf).for_each(|gemm| found.add(Kernel::Gemm(gemm)));
+        if let Some(sums) = plan.sums {
+            found.add(Kernel::PartialSums { dtype: sums.dtype });
+            found.add(Kernel::TotalSums { out: sums.out });
+        }
+    }
+}
+
+/// Products of `Dense`. Their tile follows from their size alone.
+fn products(planner: Planner, dtype: Dtype, (inputs, outputs): (u32, u32), found: &mut Found) {
+    let blocks = planner.facts.multiprocessors as usize;
+    let shapes = [32, 64, 128].map(|edge| (edge * blocks, edge));
+    for (out, shape) in pairs([dtype, Dtype::F32], shapes) {
+        for (a_trans, b_trans) in pairs(BOTH, BOTH) {
+            let call = Matmul { dtype, out, a_trans, b_trans, shape, inputs, outputs };
+            found.add(Kernel::Gemm(planner.matmul(&call)));
+        }
+    }
+}
+
+/// What `dense.rs` launches besides products; the types and the gate are all that it tells apart.
+fn beside_products(found: &mut Found) {
+    found.add(Kernel::MeanLoss);
+    for dtype in DTYPES {
+        for gate in (0..Gate::ALL.len() as u8).map(GateCode) {
+            found.add(Kernel::GateForward { dtype, gate });
+            found.add(Kernel::GateBackward { dtype, gate });
+        }
+        found.add(Kernel::AddBias { dtype });
+        found.add(Kernel::PartialSums { dtype });
+        found.add(Kernel::TotalSums { out: dtype });
+        found.add(Kernel::RowLoss { dtype });
+        found.add(Kernel::AdamW { dtype, gradient_f32: true });
+        if dtype != Dtype::F32 {
+            found.add(Kernel::AdamW { dtype, gradient_f32: false });
+        }
+    }
+}
+
+/// The kernel with everything made equal that a thinned sweep need not try on every architecture: what is left is
+/// family, kind of product or pass, element types and tile.
+pub(super) fn class(kernel: Kernel) -> Kernel {
+    let swiglu = GateCode(0);
+    match kernel {
+        Kernel::Gemm(gemm) => {
+            let product = match gemm.product {
+                Product::Store { out } => Product::Store { out },
+                Product::Gate(_) => Product::Gate(swiglu),
+                Product::GateGradient(_) => Product::GateGradient(swiglu),
+            };
+            let vectors = Vectors::default();
+            Kernel::Gemm(Gemm { a_trans: false, b_trans: false, product, vectors, ..gemm })
+        }
+        Kernel::Gemv { dtype, rows, .. } => {
+            Kernel::Gemv { dtype, b_trans: false, gate: swiglu, rows, vectors: false }
+        }
+        Kernel::GateForward { dtype, .. } => Kernel::GateForward { dtype, gate: swiglu },
+        Kernel::GateBackward { dtype, .. } => Kernel::GateBackward { dtype, gate: swiglu },
+        other => other,
+    }
+}
+
+/// The kernel with orientation and vectors made equal, if its gate function is not the first: of these a thinned sweep
+/// tries one.
+pub(super) fn group(kernel: Kernel) -> Kernel {
+    let first = GateCode(0);
+    match kernel {
+        Kernel::Gemm(gemm) => match gemm.product {
+            Product::Gate(gate) | Product::GateGradient(gate) if gate != first => {
+                Kernel::Gemm(Gemm { b_trans: false, vectors: Vectors::default(), ..gemm })
+            }
+            _ => kernel,
+        },
+        Kernel::Gemv { dtype, gate, rows, .. } if gate != first => {
+            Kernel::Gemv { dtype, b_trans: false, gate, rows, vectors: false }
+        }
+        other => other,
+    }
+}

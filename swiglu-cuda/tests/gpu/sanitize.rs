@@ -1,0 +1,184 @@
+//! Small shapes of every kernel, for compute-sanitizer: `gpu-run.sh sanitize`. Results are checked all the same.
+//!
+//! Listed, not drawn: each family runs every tile, arrangement of the weights, alignment and mode, and every gate. A tile's
+//! shapes leave a rest in each dimension, and have more slabs of k than any kernel has stages.
+
+use libtest_mimic::{Failed, Trial};
+use swiglu_core::{
+    Backend, Dtype, Gate, Gradients, Host, Matrix, Options, Orientation, Out, Precision, Save, SwiGLU,
+    Target, Tile, Weights,
+};
+use swiglu_cuda::{Cuda, CudaMemory, Family};
+use swiglu_testkit::{Case, Check, How, Keep, Packing, Pass};
+
+use crate::{config, cuda};
+
+const ARRANGEMENTS: [(Orientation, Packing); 5] = [
+    (Orientation::InOut, Packing::Packed),
+    (Orientation::OutIn, Packing::Packed),
+    (Orientation::InOut, Packing::Split),
+    (Orientation::OutIn, Packing::Split),
+    (Orientation::OutIn, Packing::Interleaved),
+];
+
+pub(crate) fn trials() -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for (family, dtype) in [
+        (Family::Simt, Dtype::F32),
+        (Family::Simt, Dtype::F16),
+        (Family::Simt, Dtype::Bf16),
+        (Family::Mma, Dtype::F16),
+        (Family::Mma, Dtype::Bf16),
+    ] {
+        let lists = [
+            ("forward", forward as fn(Dtype) -> Vec<Case>),
+            ("backward_of_saved", |dtype| backward(dtype, Keep::PreActivations)),
+            ("backward_of_input", |dtype| backward(dtype, Keep::Input)),
+        ];
+        for (name, list) in lists {
+            let run = move || run(family, &list(dtype));
+            trials.push(Trial::test(format!("sanitize::{family}::{name}_{dtype}"), run));
+        }
+    }
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+        let run = move || run(Family::Gemv, &few_rows(dtype));
+        trials.push(Trial::test(format!("sanitize::gemv::forward_{dtype}"), run));
+    }
+    trials.push(Trial::test("sanitize::mma::tf32", tf32));
+    for check in [
+        // Empty dimensions and odd strides.
+        Check::Differential(Pass::Forward, Dtype::Bf16),
+        Check::Differential(Pass::Dx, Dtype::F16),
+        Check::Differential(Pass::Dwf, Dtype::F32),
+        Check::Dense,
+        Check::Layers,
+    ] {
+        trials.push(Trial::test(format!("sanitize::auto::{check}"), move || drawn(check)));
+    }
+    trials
+}
+
+/// Each tile with each arrangement, aligned for vectors and not.
+fn shapes(dtype: Dtype) -> impl Iterator<Item = Case> {
+    let tiles = [(Tile::T32, 32), (Tile::T64, 64), (Tile::T128, 128)];
+    let each = tiles.into_iter().flat_map(|tile| ARRANGEMENTS.map(|arrangement| (tile, arrangement)));
+    let each = each.flat_map(|(tile, arrangement)| [true, false].map(|aligned| (tile, arrangement, aligned)));
+    each.enumerate().map(move |(index, ((tile, edge), (orientation, packing), aligned))| Case {
+        orientation,
+        packing,
+        tile,
+        gate: Gate::ALL[index % Gate::ALL.len()],
+        bias: index % 2 == 0,
+        seed: index as u64,
+        // 264 columns are two slabs more than four of 64.
+        ..if aligned {
+            Case::new(edge + 1, 264, edge + 8, dtype)
+        } else {
+            Case::new(edge + 1, 263, edge + 5, dtype)
+        }
+    })
+}
+
+fn forward(dtype: Dtype) -> Vec<Case> {
+    let keeps = [Keep::Nothing, Keep::PreActivations];
+    shapes(dtype).enumerate().map(|(index, case)| Case { keep: keeps[index / 2 % 2], ..case }).collect()
+}
+
+/// Every gradient: written or added to, in the element type or in f32.
+fn backward(dtype: Dtype, keep: Keep) -> Vec<Case> {
+    let gradients = |(index, case): (usize, Case)| {
+        let how = |add: bool, wide: bool| Some(How { add, wide });
+        let (add, wide) = (index / 2 % 2 == 0, index / 4 % 2 == 0);
+        Case { keep, dx: how(add, false), dwf: how(!add, wide), dbias: how(add, !wide), ..case }
+    };
+    shapes(dtype).enumerate().map(gradients).collect()
+}
+
+/// As many rows as each of the `gemv` kernels takes, and one that is not full.
+fn few_rows(dtype: Dtype) -> Vec<Case> {
+    let batches = [1, 2, 3, 4, 8];
+    let each = batches.into_iter().flat_map(|batch| ARRANGEMENTS.map(|arrangement| (batch, arrangement)));
+    let each =
+        each.flat_map(|(batch, arrangement)| [true, false].map(|aligned| (batch, arrangement, aligned)));
+    let case = |(index, (batch, (orientation, packing), aligned)): (usize, (usize, _, bool))| Case {
+        orientation,
+        packing,
+        gate: Gate::ALL[index % Gate::ALL.len()],
+        bias: index % 2 == 0,
+        keep: if index % 3 == 0 { Keep::PreActivations } else { Keep::Nothing },
+        seed: index as u64,
+        ..if aligned { Case::new(batch, 520, 136, dtype) } else { Case::new(batch, 517, 133, dtype) }
+    };
+    each.enumerate().map(case).collect()
+}
+
+fn run(family: Family, cases: &[Case]) -> Result<(), Failed> {
+    let (cuda, config) = (cuda()?.with_family(family), config());
+    for case in cases {
+        let pass = if case.is_backward() { Pass::Dx } else { Pass::Forward };
+        Check::Differential(pass, case.dtype).case(&cuda, case, &config)?;
+    }
+    println!("{} cases", cases.len());
+    Ok(())
+}
+
+fn drawn(check: Check) -> Result<(), Failed> {
+    let report = check.run(&cuda()?, &config(), 20, 0)?;
+    println!("{report}");
+    Ok(())
+}
+
+/// Small integers, which TF32 holds: sums are exact, so `mma` and `simt` give the same numbers.
+fn integers(rows: usize, cols: usize, salt: usize) -> swiglu_core::Result<Matrix<f32, Host>> {
+    let mut matrix = Matrix::host_zeros(rows, cols)?;
+    for (index, value) in matrix.view_mut().array_mut().iter_mut().enumerate() {
+        let bits = (index + salt).wrapping_mul(2_654_435_769);
+        *value = (bits >> 16) as f32 % 5.0 - 2.0;
+    }
+    Ok(matrix)
+}
+
+fn tf32() -> Result<(), Failed> {
+    let cuda = cuda()?;
+    for (tile, edge) in [(Tile::T32, 32), (Tile::T64, 64), (Tile::T128, 128)] {
+        for orientation in [Orientation::InOut, Orientation::OutIn] {
+            for save in [Save::PreActivations, Save::Input] {
+                let outcome = |precision| -> swiglu_core::Result<Vec<Vec<f32>>> {
+                    tf32_step(&cuda, edge, orientation, save, Options::new().tile(tile).precision(precision))
+                };
+                if outcome(Precision::Tf32)? != outcome(Precision::Strict)? {
+                    return Err(format!("{edge} {orientation:?} {save:?}: mma differs from simt").into());
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// z, dx and dwf.
+fn tf32_step(
+    cuda: &Cuda,
+    edge: usize,
+    orientation: Orientation,
+    save: Save,
+    options: Options,
+) -> swiglu_core::Result<Vec<Vec<f32>>> {
+    let (batch, in_features, hidden) = (edge + 1, 132, edge + 4);
+    let (rows, cols) = orientation.packed_shape(in_features, hidden);
+    let x = cuda.upload(&integers(batch, in_features, 1)?)?;
+    let wf = cuda.upload(&integers(rows, cols, 2)?)?;
+    let dz = cuda.upload(&integers(batch, hidden, 3)?)?;
+    // ReLU keeps integers integers.
+    let weights = Weights::packed(wf.view(), orientation)?.gate(Gate::Reglu);
+    let mut saved = cuda.saved(save, batch, hidden)?;
+    let (mut z, mut dx) = (cuda.zeros(batch, hidden)?, cuda.zeros(batch, in_features)?);
+    let mut dwf = cuda.zeros(rows, cols)?;
+    cuda.forward_train_into(x.view(), weights, z.view_mut(), &mut saved, options)?;
+    let gradients = Gradients::new().dx(Out::write(&mut dx)).dwf(Target::write(&mut dwf));
+    cuda.backward(x.view(), weights, dz.view(), &mut saved, gradients, options)?;
+    [&z, &dx, &dwf].into_iter().map(|matrix| values(cuda, matrix)).collect()
+}
+
+fn values(cuda: &Cuda, matrix: &Matrix<f32, CudaMemory>) -> swiglu_core::Result<Vec<f32>> {
+    Ok(cuda.download(matrix)?.into_array().into_iter().collect())
+}
