@@ -370,3 +370,6 @@ impl Planner {
         self.gemm(&wanted, &mut Vec::new())
     }
 }
+
+#[cfg(test)]
+mod tests;
