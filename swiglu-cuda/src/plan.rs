@@ -373,3 +373,6 @@ impl Planner {
         self.gemm(&wanted, &mut Vec::new())
     }
 }
+
+#[cfg(test)]
+mod tests;

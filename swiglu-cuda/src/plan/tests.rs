@@ -1,0 +1,294 @@
+//! What is planned for which problem, on devices that exist as numbers only.
+
+use super::*;
+use swiglu_core::{Gate, Options};
+
+const H100: Facts = Facts {
+    capability: ComputeCapability { major: 9, minor: 0 },
+    multiprocessors: 132,
+    shared_bytes: 227 * 1024,
+};
+const TURING: Facts = Facts {
+    capability: ComputeCapability { major: 7, minor: 5 },
+    multiprocessors: 40,
+    shared_bytes: 64 * 1024,
+};
+
+const LARGE: Dims = Dims { batch: 8192, in_features: 4096, hidden: 14336 };
+const SAVE: Pass = Pass::Forward { save: true };
+
+fn planner(facts: Facts, forced: Option<Family>) -> Planner {
+    Planner { facts, forced }
+}
+
+fn forward(dtype: Dtype, dims: Dims, options: Options) -> Problem {
+    Problem::dense(SAVE, dtype, dims, Orientation::InOut, options)
+}
+
+/// With rows of every operand at multiples of this many bytes.
+fn aligned(mut problem: Problem, bytes: u32) -> Problem {
+    let a = &mut problem.accesses;
+    let all =
+        [&mut a.x, &mut a.gate, &mut a.up, &mut a.z, &mut a.pre, &mut a.dx, &mut a.dwf_gate, &mut a.dwf_up];
+    for access in all {
+        access.align = bytes;
+    }
+    problem
+}
+
+/// The kernel of a forward as it names itself, and what is said about it.
+fn chosen(planner: Planner, problem: &Problem) -> (String, Vec<String>) {
+    let plan = planner.describe("test".into(), problem).unwrap_or_else(|error| panic!("{error}"));
+    let [launch] = plan.launches.as_slice() else { panic!("a forward is one launch: {plan}") };
+    (launch.split(':').next().unwrap_or_default().to_owned(), plan.notes)
+}
+
+fn gemm(planner: Planner, problem: &Problem) -> Gemm {
+    match planner.forward(problem, true).map(|plan| plan.kernel) {
+        Ok(Kernel::Gemm(gemm)) => gemm,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn backward(saved: bool, out: Dtype) -> Pass {
+    let kind = |dtype| Some(GradientKind { dtype, add: false });
+    Pass::Backward { saved, dx: kind(Dtype::Bf16), dwf: kind(out), dbias: kind(out) }
+}
+
+#[test]
+fn sixteen_bits_go_to_tensor_cores_and_f32_only_when_asked() {
+    for (dtype, precision, kernel) in [
+        (Dtype::Bf16, Precision::Strict, "mma-bf16-nn-128"),
+        (Dtype::F16, Precision::Strict, "mma-f16-nn-128"),
+        (Dtype::F32, Precision::Strict, "simt-f32-nn-128"),
+        (Dtype::F32, Precision::Tf32, "mma-tf32-nn-128"),
+        // A precision of f32 says nothing about others.
+        (Dtype::Bf16, Precision::Tf32, "mma-bf16-nn-128"),
+    ] {
+        let problem = forward(dtype, LARGE, Options::new().precision(precision));
+        assert_eq!(
+            chosen(planner(H100, None), &problem),
+            (kernel.to_owned(), vec![]),
+            "{dtype} {precision:?}"
+        );
+    }
+}
+
+#[test]
+fn what_tensor_cores_cannot_take_is_said() {
+    let bf16 = forward(Dtype::Bf16, LARGE, Options::new());
+    let (kernel, notes) = chosen(planner(TURING, None), &bf16);
+    assert_eq!(kernel, "simt-bf16-nn-128");
+    assert_eq!(notes, ["simt: mma needs compute capability 8.0"]);
+
+    let (kernel, notes) = chosen(planner(H100, None), &aligned(bf16, 8));
+    assert_eq!(kernel, "simt-bf16-nn-128");
+    assert_eq!(notes, ["simt: mma needs rows that start at multiples of 16 bytes"]);
+
+    // Strict f32 is what was asked for: nothing to say, unless mma was forced.
+    let f32 = forward(Dtype::F32, LARGE, Options::new());
+    assert_eq!(chosen(planner(H100, None), &f32).1, [""; 0]);
+    let (kernel, notes) = chosen(planner(H100, Some(Family::Mma)), &f32);
+    assert_eq!(kernel, "simt-f32-nn-128");
+    assert!(notes.len() == 1 && notes[0].starts_with("simt in place of mma: f32"), "{notes:?}");
+}
+
+#[test]
+fn one_operand_that_is_not_aligned_is_enough() {
+    let problem = forward(Dtype::Bf16, LARGE, Options::new());
+    let families = |change: fn(&mut Problem)| {
+        let mut changed = problem;
+        change(&mut changed);
+        gemm(planner(H100, None), &changed).family
+    };
+    assert_eq!(families(|p| p.accesses.x.align = 2), Family::Simt);
+    assert_eq!(families(|p| p.accesses.gate.align = 2), Family::Simt);
+    assert_eq!(families(|p| p.accesses.up.align = 2), Family::Simt);
+    // Outputs may be anywhere.
+    assert_eq!(families(|p| p.accesses.z.align = 2), Family::Mma);
+    assert_eq!(families(|p| p.accesses.pre.align = 2), Family::Mma);
+}
+
+#[test]
+fn stores_are_as_wide_as_every_output_allows() {
+    let mut problem = forward(Dtype::Bf16, LARGE, Options::new());
+    let vectors = |problem: &Problem| gemm(planner(H100, None), problem).vectors;
+    assert!(vectors(&problem).c);
+    problem.accesses.pre.align = 4;
+    assert_eq!(vectors(&problem), Vectors { a: true, b: true, c: false });
+    // The second half of [B, 2D] starts D elements into the row: 14337 of them are no pair.
+    problem = forward(Dtype::Bf16, Dims { hidden: 14337, ..LARGE }, Options::new());
+    problem = aligned(problem, 16);
+    assert!(!vectors(&problem).c, "{problem:?}");
+}
+
+#[test]
+fn forced_families_run_where_they_can() {
+    let bf16 = forward(Dtype::Bf16, LARGE, Options::new());
+    let forced = gemm(planner(H100, Some(Family::Simt)), &bf16);
+    // Nobody needs fast 16-bit products on plain cores where there are tensor cores.
+    assert_eq!((forced.family, forced.vectors), (Family::Simt, Vectors::default()));
+    let alone = gemm(planner(TURING, None), &bf16);
+    assert_eq!((alone.family, alone.vectors), (Family::Simt, Vectors { a: true, b: true, c: true }));
+
+    // gemv takes 8 rows at most; forced, even with a tile that it has not.
+    let tile = Options::new().tile(Tile::T64);
+    for (batch, forced, options, kernel) in [
+        (8, None, Options::new(), "gemv-bf16-nn-8"),
+        (5, None, Options::new(), "gemv-bf16-nn-8"),
+        (3, None, Options::new(), "gemv-bf16-nn-4"),
+        (2, None, Options::new(), "gemv-bf16-nn-2"),
+        (0, None, Options::new(), "gemv-bf16-nn-1"),
+        (9, Some(Family::Gemv), tile, "mma-bf16-nn-64"),
+        (8, None, tile, "mma-bf16-nn-64"),
+        (8, Some(Family::Gemv), tile, "gemv-bf16-nn-8"),
+        (8, Some(Family::Mma), tile, "mma-bf16-nn-64"),
+        (8, Some(Family::Simt), tile, "simt-bf16-nn-64"),
+    ] {
+        let problem = forward(Dtype::Bf16, Dims { batch, ..LARGE }, options);
+        assert_eq!(chosen(planner(H100, forced), &problem).0, kernel, "{batch} {forced:?} {options:?}");
+    }
+}
+
+#[test]
+fn orientation_is_part_of_the_kernel() {
+    let problem = Problem::dense(SAVE, Dtype::Bf16, LARGE, Orientation::OutIn, Options::new());
+    assert_eq!(chosen(planner(H100, None), &problem).0, "mma-bf16-nt-128");
+}
+
+#[test]
+fn tiles_shrink_until_every_multiprocessor_has_one() {
+    for (batch, hidden, edge) in [
+        (8192, 14336, Edge::E128),
+        // 4 x 32 tiles of 128 are fewer than 132, 8 x 64 tiles of 64 are not.
+        (512, 4096, Edge::E64),
+        (32, 512, Edge::E32),
+    ] {
+        let problem = forward(Dtype::Bf16, Dims { batch, in_features: 4096, hidden }, Options::new());
+        assert_eq!(gemm(planner(H100, None), &problem).edge, edge, "{batch} x {hidden}");
+        for (tile, asked) in [(Tile::T32, Edge::E32), (Tile::T64, Edge::E64), (Tile::T128, Edge::E128)] {
+            let problem = forward(Dtype::Bf16, problem.dims, Options::new().tile(tile));
+            assert_eq!(gemm(planner(H100, None), &problem).edge, asked, "{batch} x {hidden}");
+        }
+    }
+}
+
+#[test]
+fn a_tile_that_does_not_fit_becomes_a_smaller_one_and_the_plan_says_so() {
+    let pass = Pass::Backward {
+        saved: true,
+        dx: Some(GradientKind { dtype: Dtype::Bf16, add: false }),
+        dwf: None,
+        dbias: None,
+    };
+    let options = Options::new().tile(Tile::T128);
+    let problem = Problem::dense(pass, Dtype::Bf16, LARGE, Orientation::InOut, options);
+    // Two blocks of two stages of 16 KiB, and 1 KiB that each takes besides, are more than this. So little has no device
+    // with tensor cores: every one has 99 KiB, where every tile fits.
+    let small = Facts { shared_bytes: 60 * 1024, ..H100 };
+    let dx = |planner: Planner| match planner.backward(&problem) {
+        Ok(BackwardPlan { dx: Some(gemm), notes, .. }) => (gemm, notes),
+        other => panic!("{other:?}"),
+    };
+    let (gemm, notes) = dx(planner(small, None));
+    assert_eq!((gemm.family, gemm.edge), (Family::Mma, Edge::E64));
+    assert_eq!(notes, ["a tile of 128 does not fit into 61440 bytes of shared memory, so 64"]);
+    assert!(gemm.fits(&small) && gemm.shared_bytes(&small) <= small.shared_bytes, "{gemm:?}");
+    let (gemm, notes) = dx(planner(Facts { shared_bytes: 99 * 1024, ..H100 }, None));
+    assert_eq!((gemm.edge, notes), (Edge::E128, vec![]));
+    // Plain cores use less than any device has.
+    let (gemm, notes) = dx(planner(small, Some(Family::Simt)));
+    assert_eq!((gemm.edge, notes), (Edge::E128, vec![]));
+}
+
+#[test]
+fn a_backward_of_saved_pre_activations_needs_no_third_product() {
+    let problem =
+        Problem::dense(backward(true, Dtype::F32), Dtype::Bf16, LARGE, Orientation::InOut, Options::new());
+    let plan =
+        planner(H100, None).describe("test".into(), &problem).unwrap_or_else(|error| panic!("{error}"));
+    let kernels: Vec<_> = plan.launches.iter().filter_map(|launch| launch.split(':').next()).collect();
+    let expected = [
+        "gate-gradient-bf16",
+        "mma-bf16-nt-128",
+        "mma-bf16-tn-128",
+        "column-sums-bf16",
+        "column-sums-to-f32",
+    ];
+    assert_eq!(kernels, expected, "{plan}");
+    // Sums of 64 chunks of rows.
+    assert_eq!(plan.workspace_bytes, 64 * 2 * LARGE.hidden * 4);
+    let printed = plan.to_string();
+    assert!(expected.iter().all(|kernel| printed.contains(kernel)), "{printed}");
+}
+
+#[test]
+fn recomputed_pre_activations_take_a_workspace() {
+    // 14337 bf16 are padded to whole vectors, 14344; each part starts at a multiple of 128 bytes.
+    let dims = Dims { batch: 3, in_features: 64, hidden: 14337 };
+    let pass = Pass::Backward { saved: false, dx: None, dwf: None, dbias: None };
+    let problem = Problem::dense(pass, Dtype::Bf16, dims, Orientation::OutIn, Options::new());
+    let plan =
+        planner(H100, None).describe("test".into(), &problem).unwrap_or_else(|error| panic!("{error}"));
+    let part = (3 * 14344 * 2usize).next_multiple_of(128);
+    assert_eq!(plan.workspace_bytes, 2 * part);
+    assert_eq!(plan.launches.len(), 1, "{plan}");
+    assert!(plan.launches[0].ends_with("dAB from both projections"), "{plan}");
+
+    let all =
+        Problem::dense(backward(false, Dtype::Bf16), Dtype::Bf16, dims, Orientation::OutIn, Options::new());
+    let plan = planner(H100, None).backward(&all).unwrap_or_else(|error| panic!("{error}"));
+    let Cotangents::Recomputed { dgate, dup, stride, .. } = plan.cotangents else { panic!("{plan:?}") };
+    assert_eq!((dgate, dup, stride), (0, part, 14344));
+    // The workspace is aligned whatever the operands are, so dWf asks x alone.
+    assert!(plan.workspace_bytes > 2 * part, "the column sums have theirs");
+}
+
+#[test]
+fn gradients_that_nobody_asked_for_cost_nothing() {
+    let pass = Pass::Backward { saved: true, dx: None, dwf: None, dbias: None };
+    let problem = Problem::dense(pass, Dtype::F32, LARGE, Orientation::InOut, Options::new());
+    let plan =
+        planner(H100, None).describe("test".into(), &problem).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!((plan.launches.len(), plan.workspace_bytes), (1, 0), "{plan}");
+}
+
+#[test]
+fn a_gradient_is_accumulated_in_the_type_of_its_destination() {
+    for out in [Dtype::Bf16, Dtype::F32] {
+        let problem =
+            Problem::dense(backward(true, out), Dtype::Bf16, LARGE, Orientation::OutIn, Options::new());
+        let plan = planner(H100, None).backward(&problem).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(plan.dwf.map(|gemm| gemm.product), Some(Product::Store { out }));
+        assert_eq!(plan.dx.map(|gemm| gemm.product), Some(Product::Store { out: Dtype::Bf16 }));
+        // dWf is dAB^T . X of [2D, I], or X^T . dAB: A is transposed in both.
+        assert!(plan.dwf.is_some_and(|gemm| gemm.a_trans && !gemm.b_trans), "{plan:?}");
+        // dX = dAB . Wf^T, and [2D, I] weights are Wf^T already.
+        assert!(plan.dx.is_some_and(|gemm| !gemm.a_trans && !gemm.b_trans), "{plan:?}");
+    }
+}
+
+/// The same plan for the same problem, and nothing else of the device than its facts.
+#[test]
+fn a_plan_is_a_pure_function() {
+    let passes = [SAVE, backward(true, Dtype::F32), backward(false, Dtype::Bf16)];
+    for (pass, gate) in passes.into_iter().flat_map(|pass| Gate::ALL.map(|gate| (pass, gate))) {
+        for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+            let mut problem = Problem::dense(pass, dtype, LARGE, Orientation::OutIn, Options::new());
+            problem.gate = gate;
+            let plan = || planner(H100, None).describe("test".into(), &problem);
+            let (once, again) = (plan(), plan());
+            match (once, again) {
+                (Ok(once), Ok(again)) => assert_eq!(once, again),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_forward_is_no_backward() {
+    let problem = forward(Dtype::F32, LARGE, Options::new());
+    let refused = planner(H100, None).backward(&problem);
+    assert!(matches!(refused, Err(swiglu_core::Error::Unsupported { .. })), "{refused:?}");
+}
