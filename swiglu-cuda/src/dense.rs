@@ -15,12 +15,6 @@ use crate::params::{
 use crate::passes::{column_sums, destination, launch_gemm, out_type};
 use crate::plan::{Matmul, Sums};
 
-/// The largest power of two that every row of a matrix starts at a multiple of, in bytes.
-fn alignment(operand: Operand, dtype: Dtype) -> u32 {
-    let bits = operand.data | (operand.stride as u64).wrapping_mul(dtype.bytes() as u64);
-    1 << bits.trailing_zeros().min(7)
-}
-
 impl Cuda {
     fn matmul_on_kernels<T: Element>(&self, call: MatMul<'_, T, CudaMemory>) -> Result<()> {
         let MatMul { a, op_a, b, op_b, c } = call;
@@ -34,8 +28,8 @@ impl Cuda {
             a_trans: op_a == Op::T,
             b_trans: op_b == Op::T,
             shape: (m, n),
-            inputs: alignment(a, T::DTYPE).min(alignment(b, T::DTYPE)),
-            outputs: alignment(to, out),
+            inputs: a.alignment(T::DTYPE).min(b.alignment(T::DTYPE)),
+            outputs: to.alignment(out),
         });
         let params = GemmParams {
             a: [a, Operand::NONE],
@@ -227,18 +221,3 @@ macro_rules! dense {
     )*};
 }
 dense!(f32, f16, bf16);
-
-/// A view's alignment is part of choosing a kernel for it.
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn alignment_is_of_every_row() {
-        let at = |data, stride| alignment(Operand { data, stride }, Dtype::F16);
-        assert_eq!(at(256, 64), 128);
-        assert_eq!(at(256, 8), 16);
-        assert_eq!(at(256, 7), 2);
-        assert_eq!(at(260, 64), 4);
-    }
-}

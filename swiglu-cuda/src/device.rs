@@ -11,7 +11,7 @@ use crate::cache::DiskCache;
 use crate::compile::{Compiler, Target, cubin};
 use crate::cublas::Cublas;
 use crate::driver::check_cudarc;
-use crate::error::CudaError;
+use crate::error::{CudaError, is_sticky};
 use crate::health::Health;
 use crate::kernel::Kernel;
 use crate::launch::Function;
@@ -63,12 +63,18 @@ impl Device {
     }
 
     fn new(ordinal: usize) -> Result<Self> {
+        let health = Health::of(ordinal);
+        health.check()?;
         let search = Search::system();
         let unavailable = |reason: String| Error::Unavailable { device: format!("cuda:{ordinal}"), reason };
         let found = search.preflight(ordinal).map_err(|reason| unavailable(reason.to_string()))?;
         check_cudarc().map_err(|reason| unavailable(reason.to_string()))?;
         let compiler = Compiler::open(&search).map_err(|reason| unavailable(reason.to_string()))?;
-        let start = |DriverError(code)| unavailable(format!("its context could not be made: {code:?}"));
+        // A lost context is not a missing device: nobody may take the CPU in its place without being told.
+        let start = |DriverError(code)| match is_sticky(code) {
+            true => health.failed("cuDevicePrimaryCtxRetain", code),
+            false => unavailable(format!("its context could not be made: {code:?}")),
+        };
         let context = CudaContext::new(ordinal).map_err(start)?;
         crate::launch::without_events(&context);
         let attribute = |which| context.attribute(which).map(|value| value.max(0) as u32).map_err(start);
@@ -80,7 +86,7 @@ impl Device {
         let target = compiler
             .target(facts.capability, found.driver.version)
             .map_err(|reason| unavailable(reason.to_string()))?;
-        let (health, cache) = (Arc::new(Health::from_env()), DiskCache::from_env());
+        let cache = DiskCache::from_env();
         Ok(Self {
             found,
             facts,

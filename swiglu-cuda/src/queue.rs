@@ -7,7 +7,7 @@ use swiglu_core::Result;
 
 use crate::arena::Arena;
 use crate::cublas::{Handle, workspace_bytes};
-use crate::device::Device;
+use crate::device::{Device, Facts};
 use crate::error::CudaError;
 use crate::kernel::{Grid, Kernel};
 use crate::launch::{Stream, allocate};
@@ -89,6 +89,11 @@ pub(crate) struct Call<'q> {
 }
 
 impl Call<'_> {
+    /// What is known of the device.
+    pub(crate) fn facts(&self) -> &Facts {
+        &self.queue.device.facts
+    }
+
     /// The address of a part of the workspace.
     pub(crate) fn at(&self, offset: usize) -> u64 {
         self.workspace + offset as u64
