@@ -99,6 +99,11 @@ impl Call<'_> {
         self.workspace + offset as u64
     }
 
+    /// Fills a part of the workspace with zeros.
+    pub(crate) fn clear(&self, offset: usize, bytes: usize) -> Result<()> {
+        self.queue.stream.clear(self.at(offset), bytes)
+    }
+
     /// Starts a kernel on a matrix of `rows` by `cols`.
     pub(crate) fn launch_on<P: KernelParams>(
         &self,
