@@ -26,35 +26,33 @@ suite() {
   return $status
 }
 
-# The tool's own last line, which is the proof that it ran. Racecheck has one of its own.
-summary() {
-  grep -h 'ERROR SUMMARY:\|RACECHECK SUMMARY:' "logs/$1.txt" | tail -n 1
+# Runs one test under one tool, for xargs.
+under() {
+  local tool=$1 test=$2 log="logs/$1-${2//:/_}.txt"
+  # Racecheck takes some minutes for every case.
+  [ "$tool" != racecheck ] || export SWIGLU_SANITIZE_EVERY=${SWIGLU_SANITIZE_EVERY:-5}
+  "$SANITIZER" --tool "$tool" --error-exitcode 9 ./gpu --exact "$test" --nocapture >"$log" 2>&1 ||
+    echo "FAILED $test under $tool: $log"
 }
+export -f under
 
 sanitize() {
-  local sanitizer=${SANITIZER:-$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)}
-  local tools=("$@") tool status=0
+  export SANITIZER=${SANITIZER:-$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)}
+  local tools=("$@") tool names status=0
   [ $# -gt 0 ] || tools=(memcheck racecheck initcheck synccheck)
   # Compiled once, without a tool; results are checked here too.
   mkdir -p cache
   chmod 700 cache
   export SWIGLU_CUDA_CACHE=$PWD/cache
   suite sanitize::
-  local -A process
+  names=$(./gpu --list --format terse sanitize:: | sed -n 's/: test$//p')
   for tool in "${tools[@]}"; do
-    "$sanitizer" --tool "$tool" --error-exitcode 9 ./gpu sanitize:: --test-threads 1 --nocapture >"logs/$tool.txt" 2>&1 &
-    process[$tool]=$!
-  done
-  for tool in "${tools[@]}"; do
-    local found=0
-    wait "${process[$tool]}" || found=$?
-    echo "$tool: $(grep '^test result' "logs/$tool.txt" || echo 'the tests did not end')"
-    echo "  $(summary "$tool" || echo 'the tool did not run')"
-    # A test that fails without a finding of the tool counts too.
-    if [ "$found" != 0 ] || ! summary "$tool" | grep -q 'ERROR SUMMARY: 0 errors\|RACECHECK SUMMARY: 0 hazards'; then
-      echo "  FAILED with status $found: logs/$tool.txt"
-      status=1
-    fi
+    xargs -r -P "${JOBS:-$(nproc)}" -I{} bash -c "under $tool {}" <<<"$names" | tee "logs/failed-$tool.txt"
+    # The tool's own last line is the proof that it ran: one for each test.
+    local clean
+    clean=$(cat logs/"$tool"-*.txt | grep -c 'ERROR SUMMARY: 0 errors\|RACECHECK SUMMARY: 0 hazards' || true)
+    echo "$tool: $clean of $(wc -l <<<"$names") tests without a finding"
+    [ "$clean" = "$(wc -l <<<"$names")" ] && [ ! -s "logs/failed-$tool.txt" ] || status=1
   done
   return $status
 }

@@ -8,8 +8,17 @@ use crate::error::{Error, Result};
 use crate::footprint::Footprints;
 use crate::host::Host;
 use crate::memory::{DeviceId, MatMut, MatRef, Matrix, Memory, StreamId};
-use crate::ops::{CopyIn, CopyOut};
+use crate::ops::{Copy, CopyIn, CopyOut};
 use crate::problem::Plan;
+
+/// Calls that were captured on a stream: see [`Backend::capture`].
+pub trait Replay: Send {
+    /// Enqueues all of them, on the same operands.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    fn launch(&mut self) -> Result<()>;
+}
 
 /// A handle on one device and one stream of it. Cheap to clone; another stream is another handle.
 ///
@@ -51,6 +60,29 @@ pub trait Backend: Clone + fmt::Debug {
         Ok(())
     }
 
+    /// Captures what `work` enqueues, without running it, to be enqueued at once as often as one likes. `None`, with
+    /// `work` not called, on a device that has no such thing: make the calls again instead.
+    ///
+    /// Every call in `work` must have been made once before, with operands of the same shapes.
+    ///
+    /// ```
+    /// use swiglu_core::Backend;
+    /// use swiglu_cpu::Cpu;
+    /// assert!(Cpu::new().capture(|| unreachable!("a CPU captures nothing"))?.is_none());
+    /// # Ok::<(), swiglu_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// What `work` returns; [`Error::Device`] when a call had to compile, allocate or wait.
+    fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<Option<Box<dyn Replay>>> {
+        let _ = work;
+        Ok(None)
+    }
+
+    /// Copies checked operands on the device.
+    #[doc(hidden)]
+    fn run_copy<T: Scalar>(&self, call: Checked<Copy<'_, T, Self::Memory>>) -> Result<()>;
+
     /// Copies checked operands to the device.
     #[doc(hidden)]
     fn run_copy_in<T: Scalar>(&self, call: Checked<CopyIn<'_, T, Self::Memory>>) -> Result<()>;
@@ -58,6 +90,20 @@ pub trait Backend: Clone + fmt::Debug {
     /// Copies checked operands from the device, after everything enqueued before.
     #[doc(hidden)]
     fn run_copy_out<T: Scalar>(&self, call: Checked<CopyOut<'_, T, Self::Memory>>) -> Result<()>;
+
+    /// Copies a matrix of the device into another of the same shape.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], [`Error::Overlap`], [`Error::WrongDevice`], [`Error::WrongStream`], [`Error::Device`].
+    fn copy<T: Scalar>(
+        &self,
+        from: MatRef<'_, T, Self::Memory>,
+        to: MatMut<'_, T, Self::Memory>,
+    ) -> Result<()> {
+        same_shape(from.shape(), to.shape())?;
+        Footprints::new().reads("source", from).writes("destination", &to).check(self)?;
+        self.run_copy(Checked::new(Copy { from, to }))
+    }
 
     /// Copies a host matrix into a matrix of the same shape.
     ///

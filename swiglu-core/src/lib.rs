@@ -43,7 +43,7 @@ mod swiglu;
 mod unfused;
 mod weights;
 
-pub use backend::Backend;
+pub use backend::{Backend, Replay};
 pub use checked::Checked;
 pub use dense::{AdamW, Dense, Gradient, LossTargets, Op, Optimizer, OptimizerMut};
 pub use element::{Dtype, Element, Scalar};

@@ -18,6 +18,15 @@ pub struct CopyIn<'a, T: Scalar, M: Memory> {
     pub to: MatMut<'a, T, M>,
 }
 
+/// A copy within the device.
+#[derive(Debug)]
+pub struct Copy<'a, T: Scalar, M: Memory> {
+    /// Source.
+    pub from: MatRef<'a, T, M>,
+    /// Destination, of the same shape.
+    pub to: MatMut<'a, T, M>,
+}
+
 /// `to = from`, to the host. Equal shapes.
 #[derive(Debug)]
 pub struct CopyOut<'a, T: Scalar, M: Memory> {

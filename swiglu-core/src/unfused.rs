@@ -1,6 +1,6 @@
 //! The op composed from dense operations: two projections, a pass over the pre-activations, plain products.
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Replay};
 use crate::checked::Checked;
 use crate::dense::{Dense, Op};
 use crate::element::{Element, Scalar};
@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::gradients::{Halves, Out, Target};
 use crate::memory::{DeviceId, MatMut, MatRef, Matrix, StreamId};
 use crate::ops::{
-    AdamWStep, AddBias, Backward, ColumnSums, CopyIn, CopyOut, CrossEntropy, Forward, GateBackward,
+    AdamWStep, AddBias, Backward, ColumnSums, Copy, CopyIn, CopyOut, CrossEntropy, Forward, GateBackward,
     GateForward, MatMul,
 };
 use crate::problem::{Pass, Plan, Problem};
@@ -52,6 +52,14 @@ impl<B: Backend> Backend for Unfused<B> {
 
     fn reserve(&self, plan: &Plan) -> Result<()> {
         self.0.reserve(plan)
+    }
+
+    fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<Option<Box<dyn Replay>>> {
+        self.0.capture(work)
+    }
+
+    fn run_copy<T: Scalar>(&self, call: Checked<Copy<'_, T, B::Memory>>) -> Result<()> {
+        self.0.run_copy(call)
     }
 
     fn run_copy_in<T: Scalar>(&self, call: Checked<CopyIn<'_, T, B::Memory>>) -> Result<()> {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
-use swiglu_core::ops::{Backward, CopyIn, CopyOut, Forward};
+use swiglu_core::ops::{Backward, Copy, CopyIn, CopyOut, Forward};
 use swiglu_core::{
     Backend, Checked, DeviceId, Error, Host, Matrix, Plan, Problem, Result, Route, Scalar, SwiGLU, bf16, f16,
 };
@@ -150,6 +150,12 @@ impl Backend for Cpu {
     }
 
     fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn run_copy<T: Scalar>(&self, call: Checked<Copy<'_, T, Host>>) -> Result<()> {
+        let Copy { from, to } = call.into_inner();
+        to.array_mut().assign(&from.array());
         Ok(())
     }
 

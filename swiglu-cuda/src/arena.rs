@@ -44,6 +44,11 @@ impl Arena {
         Ok(())
     }
 
+    /// The block, for somebody else to free.
+    pub(crate) fn take(&mut self) -> Option<CudaSlice<u8>> {
+        self.block.take()
+    }
+
     /// The start of the block; `None` before anything was asked for.
     pub(crate) fn start(&self) -> Option<u64> {
         self.block.as_ref().map(|block| CudaPtr::of(block).address())

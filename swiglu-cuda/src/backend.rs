@@ -4,10 +4,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaSlice, CudaStream, DriverError};
-use swiglu_core::ops::{Backward, CopyIn, CopyOut, Forward};
+use swiglu_core::ops::{Backward, Copy, CopyIn, CopyOut, Forward};
 use swiglu_core::{
-    Backend, Checked, DeviceId, Error, Matrix, Plan, Problem, Result, Route, Scalar, StreamId, SwiGLU, bf16,
-    f16,
+    Backend, Checked, DeviceId, Error, Matrix, Plan, Problem, Replay, Result, Route, Scalar, StreamId,
+    SwiGLU, bf16, f16,
 };
 
 use crate::device::Device;
@@ -16,7 +16,7 @@ use crate::launch::{Stream, allocate, retype};
 use crate::memory::{Block, CudaMemory, device_id, stream_id};
 use crate::plan::Planner;
 use crate::queue::Queue;
-use crate::{Preflight, passes, staging};
+use crate::{CublasInfo, Preflight, composed, passes, staging};
 
 /// Fused SwiGLU on an NVIDIA GPU: a handle on one device and one stream.
 ///
@@ -41,6 +41,8 @@ use crate::{Preflight, passes, staging};
 pub struct Cuda {
     queue: Arc<Queue>,
     family: Option<Family>,
+    /// Whether dense products go through cuBLAS.
+    cublas: bool,
 }
 
 impl fmt::Debug for Cuda {
@@ -49,6 +51,7 @@ impl fmt::Debug for Cuda {
             .field("name", &self.name())
             .field("stream", &self.stream())
             .field("family", &self.family)
+            .field("cublas", &self.cublas)
             .finish_non_exhaustive()
     }
 }
@@ -87,7 +90,7 @@ impl Cuda {
 
     fn with(device: Arc<Device>, stream: Arc<CudaStream>) -> Self {
         let stream = Stream::new(stream, device.health.clone());
-        Self { queue: Arc::new(Queue::new(device, stream)), family: None }
+        Self { queue: Arc::new(Queue::new(device, stream)), family: None, cublas: false }
     }
 
     /// Another stream of the same device: another handle.
@@ -100,7 +103,7 @@ impl Cuda {
             .context
             .new_stream()
             .map_err(|DriverError(code)| device.health.failed("cuStreamCreate", code))?;
-        Ok(Self { family: self.family, ..Self::with(device, stream) })
+        Ok(Self { family: self.family, cublas: self.cublas, ..Self::with(device, stream) })
     }
 
     /// With this family of kernels wherever it accepts a problem; where it does not, the plan says why.
@@ -108,6 +111,39 @@ impl Cuda {
     pub fn with_family(mut self, family: Family) -> Self {
         self.family = Some(family);
         self
+    }
+
+    /// With [`Dense::matmul`](swiglu_core::Dense::matmul) by cuBLAS in place of this crate's kernels.
+    ///
+    /// That makes [`Unfused`](swiglu_core::Unfused) of this handle the baseline to measure against: NVIDIA's
+    /// products, with elementwise kernels between them. The op itself goes through cuBLAS where a call asks for
+    /// [`Route::Composed`], with or without this.
+    ///
+    /// The library is looked for at the first product: see [`Search`](crate::Search) for where, and
+    /// [`CudaError::Cublas`](crate::CudaError::Cublas) for what happens where it is missing.
+    ///
+    /// ```no_run
+    /// use swiglu_core::{FusedSwiGLU, Unfused};
+    /// use swiglu_cuda::Cuda;
+    ///
+    /// let cuda = Cuda::new(0)?.with_cublas();
+    /// println!("measured against {}", cuda.cublas()?);
+    /// let baseline = FusedSwiGLU::<f32, _>::init(&Unfused(cuda), 64, 128, 1)?;
+    /// # Ok::<(), swiglu_core::Error>(())
+    /// ```
+    #[must_use]
+    pub fn with_cublas(mut self) -> Self {
+        self.cublas = true;
+        self
+    }
+
+    /// The cuBLAS that [`Route::Composed`] and [`Cuda::with_cublas`] use. Looks for it where nothing has used it so
+    /// far.
+    ///
+    /// # Errors
+    /// [`CudaError::Cublas`](crate::CudaError::Cublas), in [`Error::Device`].
+    pub fn cublas(&self) -> Result<CublasInfo> {
+        Ok(self.queue.device.cublas()?.info().clone())
     }
 
     /// The device and the libraries that are used.
@@ -148,6 +184,10 @@ impl Cuda {
         self.queue.clone()
     }
 
+    pub(crate) fn has_cublas(&self) -> bool {
+        self.cublas
+    }
+
     pub(crate) fn planner(&self) -> Planner {
         Planner { facts: self.queue.device.facts, forced: self.family }
     }
@@ -178,7 +218,8 @@ impl Backend for Cuda {
     fn name(&self) -> String {
         let gpu = &self.queue.device.found.gpu;
         let family = self.family.map_or(String::new(), |family| format!(" ({family})"));
-        format!("cuda:{} {}{family}", gpu.ordinal, gpu.name)
+        let products = if self.cublas { " (dense products by cuBLAS)" } else { "" };
+        format!("cuda:{} {}{family}{products}", gpu.ordinal, gpu.name)
     }
 
     fn device(&self) -> DeviceId {
@@ -212,6 +253,15 @@ impl Backend for Cuda {
         self.queue.call(plan.workspace_bytes).map(drop)
     }
 
+    fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<Option<Box<dyn Replay>>> {
+        Ok(Some(Box::new(Cuda::capture(self, work)?)))
+    }
+
+    fn run_copy<T: Scalar>(&self, call: Checked<Copy<'_, T, CudaMemory>>) -> Result<()> {
+        let Copy { from, to } = call.into_inner();
+        staging::copy(&self.queue.stream, from, &to)
+    }
+
     fn run_copy_in<T: Scalar>(&self, call: Checked<CopyIn<'_, T, CudaMemory>>) -> Result<()> {
         let CopyIn { from, to } = call.into_inner();
         self.queue.outside_capture("host memory had to be copied")?;
@@ -233,7 +283,7 @@ macro_rules! swiglu {
                 let call = call.into_inner();
                 match call.problem.options.route {
                     Route::Fused => passes::forward(self.queue(), self.planner(), call),
-                    Route::Composed => Err(no_composed()),
+                    Route::Composed => composed::forward(self.queue(), call),
                 }
             }
 
@@ -241,7 +291,7 @@ macro_rules! swiglu {
                 let call = call.into_inner();
                 match call.problem.options.route {
                     Route::Fused => passes::backward(self.queue(), self.planner(), call),
-                    Route::Composed => Err(no_composed()),
+                    Route::Composed => composed::backward(self.queue(), call),
                 }
             }
 
@@ -252,7 +302,3 @@ macro_rules! swiglu {
     )*};
 }
 swiglu!(f32, f16, bf16);
-
-fn no_composed() -> Error {
-    Error::Unsupported { backend: "swiglu-cuda", what: "Route::Composed" }
-}

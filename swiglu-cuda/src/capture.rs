@@ -3,9 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use cudarc::driver::DriverError;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
-use swiglu_core::Result;
+use cudarc::driver::{CudaGraph, DriverError};
+use swiglu_core::{Replay, Result};
 
 use crate::backend::Cuda;
 use crate::error::CudaError;
@@ -14,7 +14,7 @@ use crate::queue::Queue;
 
 /// Calls that were captured, to be run again by one launch: same operands, same addresses, new contents.
 ///
-/// While it lives, blocks and workspace of its handle that are dropped or replaced stay allocated, so a run never
+/// While it lives, blocks and workspaces of its stream that are dropped or replaced stay allocated, so a run never
 /// touches memory of somebody else.
 ///
 /// ```no_run
@@ -63,40 +63,72 @@ impl Cuda {
     /// Captures what `work` enqueues on this handle, without running it.
     ///
     /// Every call in it must be warm: made once before, so that its kernels are compiled and the workspace is large
-    /// enough. The operands must stay where they are for as long as the graph is launched; those that are dropped keep
-    /// their memory until then.
+    /// enough. Operands that are dropped keep their memory for as long as the graph lives; foreign memory
+    /// ([`MatRef::from_raw`](swiglu_core::MatRef::from_raw)) must be kept by its owner.
     ///
     /// # Errors
     /// What `work` returns; [`CudaError::NotWarm`] for a call that had to compile, allocate or copy from or to the host;
     /// [`CudaError::Capture`] when another capture of this handle is under way or nothing was captured.
     pub fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
-        let queue = self.shared_queue();
-        let stream = &queue.stream;
+        let recording = Recording::begin(self.shared_queue())?;
+        work()?;
+        recording.end()
+    }
+}
+
+/// A capture under way. Dropped without an end, after an error or a panic, it leaves the stream as it was.
+struct Recording {
+    queue: Arc<Queue>,
+    open: bool,
+}
+
+impl Recording {
+    fn begin(queue: Arc<Queue>) -> Result<Self> {
         queue.outside_capture("another capture had to begin")?;
-        stream.bind()?;
-        stream.done(
-            "cuStreamBeginCapture",
-            stream.raw().begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL),
-        )?;
-        queue.set_capturing(true);
+        queue.stream.bind()?;
+        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        queue.stream.done("cuStreamBeginCapture", queue.stream.raw().begin_capture(mode))?;
+        queue.lot.set_capturing(true);
         // From now on a dropped block may be one that the graph uses.
         queue.lot.enter();
-        let worked = work();
-        queue.set_capturing(false);
-        let flags = CUgraphInstantiate_flags(0);
-        let ended = stream.raw().end_capture(flags);
-        let graph = worked.and_then(|()| match ended {
-            Ok(Some(graph)) => Ok(graph),
-            Ok(None) => Err(CudaError::Capture { reason: "nothing was enqueued" }.into()),
-            Err(DriverError(code)) => Err(queue.device.health.failed("cuStreamEndCapture", code)),
-        });
-        match graph {
-            Ok(graph) => Ok(Graph { graph: Captured(graph), queue }),
-            Err(error) => {
-                queue.lot.leave();
-                Err(error)
+        Ok(Self { queue, open: true })
+    }
+
+    /// The driver's end of the capture.
+    fn close(&mut self) -> Result<Option<CudaGraph>, DriverError> {
+        self.open = false;
+        self.queue.lot.set_capturing(false);
+        self.queue.stream.raw().end_capture(CUgraphInstantiate_flags(0))
+    }
+
+    fn end(mut self) -> Result<Graph> {
+        let ended = self.close();
+        let queue = self.queue.clone();
+        match ended {
+            Ok(Some(graph)) => {
+                // On top of the recording's own entry, which ends with it.
+                queue.lot.enter();
+                Ok(Graph { graph: Captured(graph), queue })
             }
+            Ok(None) => Err(CudaError::Capture { reason: "nothing was captured" }.into()),
+            Err(DriverError(code)) => Err(queue.device.health.failed("cuStreamEndCapture", code)),
         }
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        if self.open {
+            // What was captured is not wanted, and a failure to say so leaves nothing to be done.
+            let _ = self.close();
+        }
+        self.queue.lot.leave();
+    }
+}
+
+impl Replay for Graph {
+    fn launch(&mut self) -> Result<()> {
+        Graph::launch(self)
     }
 }
 

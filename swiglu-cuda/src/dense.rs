@@ -1,31 +1,19 @@
-//! `Dense` on the device: products by the same kernels as the op, and what stands around them.
+//! `Dense` on the device: products by the same kernels as the op, or by cuBLAS, and what stands around them.
 
 use swiglu_core::ops::{AdamWStep, AddBias, ColumnSums, CrossEntropy, GateBackward, GateForward, MatMul};
-use swiglu_core::{Checked, Dense, Dtype, Element, Gradient, Op, OptimizerMut, Result, Target, bf16, f16};
+use swiglu_core::{Checked, Dense, Dtype, Element, Gradient, Op, OptimizerMut, Precision, Result, bf16, f16};
 
 use crate::arena::Layout;
 use crate::backend::Cuda;
+use crate::composed::multiply;
+use crate::cublas::{Product, ProductKind};
 use crate::kernel::{Kernel, gate_code};
 use crate::memory::CudaMemory;
 use crate::params::{
     AdamWParams, AddBiasParams, ColumnSumsParams, CrossEntropyParams, GateParams, GemmParams, Operand,
 };
-use crate::passes::{column_sums, destination, launch_gemm};
+use crate::passes::{column_sums, destination, launch_gemm, out_type};
 use crate::plan::{Matmul, Sums};
-
-/// The type that a result is rounded to.
-fn out_type<T: Element>(target: &Target<'_, T, CudaMemory>) -> Dtype {
-    match target {
-        Target::Same(_) => T::DTYPE,
-        Target::F32(_) => Dtype::F32,
-    }
-}
-
-/// The largest power of two that every row of a matrix starts at a multiple of, in bytes.
-fn alignment(operand: Operand, dtype: Dtype) -> u32 {
-    let bits = operand.data | (operand.stride as u64).wrapping_mul(dtype.bytes() as u64);
-    1 << bits.trailing_zeros().min(7)
-}
 
 impl Cuda {
     fn matmul_on_kernels<T: Element>(&self, call: MatMul<'_, T, CudaMemory>) -> Result<()> {
@@ -40,8 +28,8 @@ impl Cuda {
             a_trans: op_a == Op::T,
             b_trans: op_b == Op::T,
             shape: (m, n),
-            inputs: alignment(a, T::DTYPE).min(alignment(b, T::DTYPE)),
-            outputs: alignment(to, out),
+            inputs: a.alignment(T::DTYPE).min(b.alignment(T::DTYPE)),
+            outputs: to.alignment(out),
         });
         let params = GemmParams {
             a: [a, Operand::NONE],
@@ -55,6 +43,17 @@ impl Cuda {
             ..GemmParams::default()
         };
         launch_gemm(&self.queue().call(0)?, gemm, &params)
+    }
+
+    fn matmul_by_cublas<T: Element>(&self, call: MatMul<'_, T, CudaMemory>) -> Result<()> {
+        let MatMul { a, op_a, b, op_b, c } = call;
+        let ((m, n), (_, k)) = (c.shape(), op_a.shape(a.shape()));
+        let (to, add) = destination(&c);
+        let (dtype, precision) = (T::DTYPE, Precision::Strict);
+        let kind = ProductKind { dtype, out: out_type(&c), precision, op_a, op_b };
+        let product =
+            Product { kind, a: Operand::read(a), b: Operand::read(b), c: to, shape: (m, n, k), add };
+        multiply(&mut self.queue().call(0)?, &product)
     }
 
     fn bias_sum<T: Element>(&self, call: AddBias<'_, T, CudaMemory>) -> Result<()> {
@@ -191,7 +190,8 @@ macro_rules! dense {
     ($($t:ty),*) => {$(
         impl Dense<$t> for Cuda {
             fn run_matmul(&self, call: Checked<MatMul<'_, $t, CudaMemory>>) -> Result<()> {
-                self.matmul_on_kernels(call.into_inner())
+                let call = call.into_inner();
+                if self.has_cublas() { self.matmul_by_cublas(call) } else { self.matmul_on_kernels(call) }
             }
 
             fn run_add_bias(&self, call: Checked<AddBias<'_, $t, CudaMemory>>) -> Result<()> {
@@ -221,18 +221,3 @@ macro_rules! dense {
     )*};
 }
 dense!(f32, f16, bf16);
-
-/// A view's alignment is part of choosing a kernel for it.
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn alignment_is_of_every_row() {
-        let at = |data, stride| alignment(Operand { data, stride }, Dtype::F16);
-        assert_eq!(at(256, 64), 128);
-        assert_eq!(at(256, 8), 16);
-        assert_eq!(at(256, 7), 2);
-        assert_eq!(at(260, 64), 4);
-    }
-}

@@ -1,19 +1,21 @@
 //! A device: what all handles on it share. One context, one set of loaded kernels, one state of health.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use cudarc::driver::sys::CUdevice_attribute_enum as Attribute;
 use cudarc::driver::{CudaContext, DriverError};
-use swiglu_core::{Error, Result};
+use swiglu_core::{Error, Result, StreamId};
 
 use crate::cache::DiskCache;
 use crate::compile::{Compiler, Target, cubin};
+use crate::cublas::Cublas;
 use crate::driver::check_cudarc;
-use crate::error::CudaError;
+use crate::error::{CudaError, is_sticky};
 use crate::health::Health;
 use crate::kernel::Kernel;
 use crate::launch::Function;
+use crate::parking::ParkingLot;
 use crate::{ComputeCapability, Preflight, Search};
 
 /// What planning needs to know of a device.
@@ -36,6 +38,10 @@ pub(crate) struct Device {
     target: Target,
     /// Kernels that were used, ready to be used again.
     loaded: Mutex<HashMap<Kernel, Function>>,
+    /// What graphs ask of each stream that some handle is on.
+    lots: Mutex<Vec<(StreamId, Weak<ParkingLot>)>>,
+    /// Once it was needed.
+    cublas: OnceLock<Arc<Cublas>>,
 }
 
 /// Devices that some handle is on.
@@ -57,12 +63,18 @@ impl Device {
     }
 
     fn new(ordinal: usize) -> Result<Self> {
+        let health = Health::of(ordinal);
+        health.check()?;
         let search = Search::system();
         let unavailable = |reason: String| Error::Unavailable { device: format!("cuda:{ordinal}"), reason };
         let found = search.preflight(ordinal).map_err(|reason| unavailable(reason.to_string()))?;
         check_cudarc().map_err(|reason| unavailable(reason.to_string()))?;
         let compiler = Compiler::open(&search).map_err(|reason| unavailable(reason.to_string()))?;
-        let start = |DriverError(code)| unavailable(format!("its context could not be made: {code:?}"));
+        // A lost context is not a missing device: nobody may take the CPU in its place without being told.
+        let start = |DriverError(code)| match is_sticky(code) {
+            true => health.failed("cuDevicePrimaryCtxRetain", code),
+            false => unavailable(format!("its context could not be made: {code:?}")),
+        };
         let context = CudaContext::new(ordinal).map_err(start)?;
         crate::launch::without_events(&context);
         let attribute = |which| context.attribute(which).map(|value| value.max(0) as u32).map_err(start);
@@ -74,8 +86,19 @@ impl Device {
         let target = compiler
             .target(facts.capability, found.driver.version)
             .map_err(|reason| unavailable(reason.to_string()))?;
-        let (health, cache) = (Arc::new(Health::from_env()), DiskCache::from_env());
-        Ok(Self { found, facts, context, health, compiler, cache, target, loaded: Mutex::default() })
+        let cache = DiskCache::from_env();
+        Ok(Self {
+            found,
+            facts,
+            context,
+            health,
+            compiler,
+            cache,
+            target,
+            loaded: Mutex::default(),
+            lots: Mutex::default(),
+            cublas: OnceLock::new(),
+        })
     }
 
     fn loaded(&self) -> MutexGuard<'_, HashMap<Kernel, Function>> {
@@ -98,6 +121,27 @@ impl Device {
         let function = Function::load(&self.context, &code, kernel.shared_bytes(&self.facts))
             .map_err(|DriverError(code)| self.health.failed(&format!("loading of {kernel}"), code))?;
         Ok(*self.loaded().entry(kernel).or_insert(function))
+    }
+
+    /// The parking lot of a stream; the one of other handles on it, if there are any.
+    pub(crate) fn lot(&self, stream: StreamId) -> Arc<ParkingLot> {
+        let mut lots = self.lots.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = lots.iter().filter(|(other, _)| *other == stream).find_map(|(_, lot)| lot.upgrade());
+        known.unwrap_or_else(|| {
+            let lot = Arc::<ParkingLot>::default();
+            lots.retain(|(_, lot)| lot.strong_count() > 0);
+            lots.push((stream, Arc::downgrade(&lot)));
+            lot
+        })
+    }
+
+    /// cuBLAS, looked for until it is found.
+    pub(crate) fn cublas(&self) -> Result<Arc<Cublas>, CudaError> {
+        if let Some(cublas) = self.cublas.get() {
+            return Ok(cublas.clone());
+        }
+        let cublas = Arc::new(Cublas::open(&Search::cublas(self.found.driver.version))?);
+        Ok(self.cublas.get_or_init(|| cublas).clone())
     }
 
     /// Where compiled kernels are kept, how many were found there and how many were not, and why it is of less use than

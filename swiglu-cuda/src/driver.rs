@@ -19,7 +19,7 @@ functions! { DriverFunctions, "system":
 
 /// What the backend calls through cudarc, which looks a function up when it is first called and panics where it is
 /// missing.
-const CALLED_THROUGH_CUDARC: [&str; 44] = [
+const CALLED_THROUGH_CUDARC: [&str; 45] = [
     "cuInit",
     "cuDeviceGet",
     "cuDeviceGetAttribute",
@@ -40,6 +40,7 @@ const CALLED_THROUGH_CUDARC: [&str; 44] = [
     "cuMemsetD8Async",
     "cuMemcpyHtoDAsync_v2",
     "cuMemcpyDtoHAsync_v2",
+    "cuMemcpyDtoDAsync_v2",
     "cuMemcpy2DAsync_v2",
     "cuStreamCreate",
     "cuStreamDestroy_v2",

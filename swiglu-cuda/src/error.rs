@@ -67,7 +67,8 @@ pub enum CudaError {
         reason: &'static str,
     },
 
-    /// The library that `Route::Composed` uses could not be loaded, or answered with an error.
+    /// cuBLAS could not be loaded, or answered with an error. Nothing needs it but `Route::Composed` and
+    /// [`Cuda::with_cublas`](crate::Cuda::with_cublas): every other call goes on working.
     #[error("cuBLAS: {reason}")]
     Cublas {
         /// What was tried, or which call failed.

@@ -1,6 +1,6 @@
 //! Whether a device's context still works. One for each device: its context is shared by all handles of the process.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use cudarc::driver::DriverError;
 use cudarc::driver::sys::CUresult;
@@ -15,9 +15,24 @@ pub(crate) struct Health {
     synchronous: bool,
 }
 
+/// One for each device that was ever opened: a context that is lost stays lost until the process ends, also after the
+/// last handle on it is gone.
+static ALL: Mutex<Vec<(usize, Arc<Health>)>> = Mutex::new(Vec::new());
+
 impl Health {
+    /// That of the device with this ordinal.
+    pub(crate) fn of(ordinal: usize) -> Arc<Self> {
+        let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = all.iter().find(|(other, _)| *other == ordinal).map(|(_, health)| health.clone());
+        known.unwrap_or_else(|| {
+            let health = Arc::new(Self::from_env());
+            all.push((ordinal, health.clone()));
+            health
+        })
+    }
+
     /// With `SWIGLU_SYNC=1` each launch is waited for, so that a fault names the kernel that made it.
-    pub(crate) fn from_env() -> Self {
+    fn from_env() -> Self {
         let synchronous = std::env::var_os("SWIGLU_SYNC").is_some_and(|value| value == "1");
         Self { lost: OnceLock::new(), synchronous }
     }

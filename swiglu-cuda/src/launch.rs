@@ -120,6 +120,11 @@ impl Stream {
         if code != CUresult::CUDA_SUCCESS {
             return Err(self.health.failed(&format!("launch of {name}"), code));
         }
+        self.launched(name)
+    }
+
+    /// After a kernel was enqueued: waits for it where that was asked for.
+    pub(crate) fn launched(&self, name: &dyn std::fmt::Display) -> Result<()> {
         if self.health.synchronous() { self.synchronize_after(name) } else { Ok(()) }
     }
 
@@ -201,6 +206,9 @@ impl Stream {
                 }
                 (1, Side::Device, Side::Host) => {
                     sys::cuMemcpyDtoHAsync_v2(to.address as *mut c_void, from.address, bytes, stream)
+                }
+                (1, Side::Device, Side::Device) => {
+                    sys::cuMemcpyDtoDAsync_v2(to.address, from.address, bytes, stream)
                 }
                 _ => sys::cuMemcpy2DAsync_v2(&raw const copy, stream),
             }

@@ -1,33 +1,45 @@
-//! The CUDA backend of fused SwiGLU. **At this version it only reports whether a GPU could be used.**
+//! Fused SwiGLU on NVIDIA GPUs, from compute capability 7.0 on.
 //!
-//! There are no kernels here yet, so nothing in this crate computes on a GPU. What exists is the preflight that
-//! the backend will start with: [`preflight`] looks for the NVIDIA driver library and for NVRTC, NVIDIA's run-time
-//! compiler, asks the driver about one device, and returns either what it found or an [`Unavailable`] that says
-//! what is missing and what to do about it. [`probe`] lists every device and needs the driver alone.
+//! [`Cuda`] is a handle on one device and one stream. It implements the traits of [`swiglu_core`]: the op itself, and
+//! `Dense`, what a training step needs around it.
 //!
 //! ```
-//! match swiglu_cuda::preflight(0) {
-//!     Ok(found) => println!("{found}"),
+//! use swiglu_core::{Backend, Options, Orientation, SwiGLU, Weights};
+//! use swiglu_cuda::Cuda;
+//!
+//! match Cuda::new(0) {
+//!     Ok(cuda) => {
+//!         let (x, wf) = (cuda.zeros::<f32>(8, 64)?, cuda.zeros::<f32>(64, 256)?);
+//!         let z = cuda.forward(x.view(), Weights::packed(wf.view(), Orientation::InOut)?, Options::new())?;
+//!         assert_eq!(cuda.download(&z)?.shape(), (8, 128));
+//!     }
 //!     Err(reason) => println!("no CUDA here: {reason}"),
 //! }
+//! # Ok::<(), swiglu_core::Error>(())
 //! ```
 //!
-//! # What an `Ok` means
+//! # Kernels
 //!
-//! - The driver library was opened, holds every function this crate needs, supports CUDA 12.0 or newer and
-//!   initialised without an error.
-//! - The device exists and has compute capability 7.0 or newer.
-//! - NVRTC was opened, holds every function this crate needs, and lists an architecture whose code the device runs.
+//! CUDA C++ without headers, in this crate, compiled by NVRTC for the device's own architecture when a call first needs
+//! it, and kept on disk (`SWIGLU_CUDA_CACHE`). [`Family`] lists the kinds; the plan of a problem
+//! ([`SwiGLU::plan`](swiglu_core::SwiGLU::plan)) names what runs.
 //!
-//! It does not mean that a kernel was compiled or launched: a device that is out of memory or held exclusively by
-//! another process still passes.
+//! # Streams and graphs
+//!
+//! A call enqueues and returns. Matrices belong to the stream of their handle, and one of another stream is refused. A
+//! fault of the device surfaces later, and stays: [`CudaError::ContextPoisoned`]. [`Cuda::capture`] makes a [`Graph`] of
+//! calls that have run once.
 //!
 //! # Building and running without CUDA
 //!
-//! Nothing of CUDA is needed to build: both libraries are looked for at run time. Where they are missing or broken
-//! the answer is an error value; no function here panics. [`Search`] says where they are looked for. A library,
-//! once opened, stays loaded until the process ends: the driver starts threads and registers exit handlers, so it
-//! cannot be unloaded safely.
+//! Nothing of CUDA is needed to build: the libraries are looked for at run time. Where they are missing or broken the
+//! answer is an error value; no function here panics. [`preflight`] says what is there and what is missing, [`probe`]
+//! lists the devices, [`Search`] says where the libraries are looked for. A library, once opened, stays loaded until the
+//! process ends: the driver starts threads and registers exit handlers, so it cannot be unloaded safely.
+//!
+//! [`preflight`]'s `Ok` means that driver and NVRTC were opened, hold every function that is needed and suit the device.
+//! It does not mean that a kernel was compiled or launched: a device that is out of memory or held exclusively by another
+//! process still passes.
 #![deny(unsafe_code)]
 
 mod arena;
@@ -35,6 +47,9 @@ mod backend;
 mod cache;
 mod capture;
 mod compile;
+mod composed;
+#[allow(unsafe_code, reason = "calls into cuBLAS; everything above it is safe")]
+mod cublas;
 mod dense;
 mod device;
 #[allow(unsafe_code, reason = "calls into the driver library; everything above it is safe")]
@@ -67,6 +82,7 @@ mod unavailable;
 pub use backend::{CacheUse, Cuda};
 pub use capture::Graph;
 pub use compile::CompileError;
+pub use cublas::CublasInfo;
 pub use cudarc;
 pub use error::CudaError;
 pub use gemm::Family;

@@ -1,16 +1,18 @@
-//! Opens the CUDA libraries at run time and finds functions in them. `driver.rs` and `nvrtc.rs` call those.
+//! Opens the CUDA libraries at run time and finds functions in them. `driver.rs`, `nvrtc.rs` and `cublas.rs` call
+//! those.
 //!
-//! Three facts carry the soundness of all three files, and the SAFETY comments name them:
+//! Three facts carry the soundness of all four files, and the SAFETY comments name them:
 //! - *Provenance.* A library comes from a [`Search`], which is built only from the fixed names of CUDA's own
 //!   libraries or by the unsafe [`Search::from_paths`].
-//! - *Types.* A function is stored under the type that cuda.h or nvrtc.h gives to its name, in a table made by
-//!   [`functions!`].
+//! - *Types.* A function is stored under the type that cuda.h, nvrtc.h or cublas_api.h gives to its name, in a table
+//!   made by [`functions!`].
 //! - *Lifetime.* An opened library is never closed, so an address in it stays valid.
 
 use std::ffi::c_int;
 use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 
+use crate::CudaVersion;
 use crate::search;
 
 /// Where the driver library and NVRTC are looked for: two lists of candidates, tried in order.
@@ -27,6 +29,10 @@ use crate::search;
 ///   is found through `SWIGLU_NVRTC` alone. If that path cannot be opened the others are still tried:
 ///   [`Preflight::nvrtc`](crate::Preflight::nvrtc) says which one was.
 ///
+/// cuBLAS is not part of it: only `Route::Composed` and [`Cuda::with_cublas`](crate::Cuda::with_cublas) need that
+/// library, and look for it when they are first used. They do so at the path in `SWIGLU_CUBLAS`, then by the names
+/// `libcublas.so.13` and `libcublas.so.12`, in the toolkits, and by the name `libcublas.so`.
+///
 /// ```
 /// use swiglu_cuda::Search;
 ///
@@ -38,6 +44,7 @@ use crate::search;
 pub struct Search {
     driver: Vec<PathBuf>,
     nvrtc: Vec<PathBuf>,
+    cublas: Vec<PathBuf>,
 }
 
 impl Search {
@@ -48,12 +55,26 @@ impl Search {
     /// assert!(!search.driver().is_empty() && !search.nvrtc().is_empty());
     /// ```
     pub fn system() -> Self {
-        Self { driver: search::driver(), nvrtc: search::nvrtc() }
+        Self { driver: search::driver(), nvrtc: search::nvrtc(), cublas: Vec::new() }
     }
 
     /// Where cudarc looks for the driver.
     pub(crate) fn cudarc() -> Self {
-        Self { driver: search::cudarc_driver(), nvrtc: Vec::new() }
+        Self { driver: search::cudarc_driver(), nvrtc: Vec::new(), cublas: Vec::new() }
+    }
+
+    /// Where cuBLAS is looked for, on a driver that supports this version of CUDA.
+    pub(crate) fn cublas(driver: CudaVersion) -> Self {
+        Self { driver: Vec::new(), nvrtc: Vec::new(), cublas: search::cublas(driver.major) }
+    }
+
+    /// These places for cuBLAS and no others.
+    ///
+    /// # Safety
+    /// As [`Search::from_paths`], with cuBLAS in place of NVRTC.
+    #[cfg(test)]
+    pub(crate) unsafe fn cublas_at(cublas: Vec<PathBuf>) -> Self {
+        Self { driver: Vec::new(), nvrtc: Vec::new(), cublas }
     }
 
     /// These places and no others.
@@ -75,7 +96,7 @@ impl Search {
     /// assert_eq!(nowhere.probe(), Err(Unavailable::DriverMissing { tried: vec![] }));
     /// ```
     pub unsafe fn from_paths(driver: Vec<PathBuf>, nvrtc: Vec<PathBuf>) -> Self {
-        Self { driver, nvrtc }
+        Self { driver, nvrtc, cublas: Vec::new() }
     }
 
     /// The candidates for the driver library, in the order in which they are tried.
@@ -138,6 +159,11 @@ impl Opened {
     /// NVRTC; or every place that was tried, with the reason where there is one.
     pub(crate) fn nvrtc(search: &Search) -> Result<Self, Vec<String>> {
         Self::first(&search.nvrtc)
+    }
+
+    /// cuBLAS; or every place that was tried, with the reason where there is one.
+    pub(crate) fn cublas(search: &Search) -> Result<Self, Vec<String>> {
+        Self::first(&search.cublas)
     }
 
     /// The first of `candidates` that can be opened, or every one of them with the reason why not. Private, and

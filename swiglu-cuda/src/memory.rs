@@ -23,13 +23,14 @@ pub enum CudaMemory {}
 
 /// Owns a block of device memory, and gives it back to its stream when dropped: after the work enqueued so far.
 ///
-/// While a captured graph of its handle lives, a dropped block is kept for it: the graph may use it in its next run.
+/// While a captured graph of its stream lives, a dropped block is kept for it: the graph may use it in its next run.
 ///
 /// ```
 /// use swiglu_cuda::Block;
 ///
-/// fn foreign(block: Block<f32>) -> usize {
-///     block.into_slice().len() // a `cudarc::driver::CudaSlice`, for candle or other kernels
+/// fn elements(block: Block<f32>) -> Option<usize> {
+///     let slice = block.into_slice().ok()?; // a `cudarc::driver::CudaSlice`, for candle or other kernels
+///     Some(slice.len())
 /// }
 /// ```
 pub struct Block<T: Scalar> {
@@ -48,10 +49,16 @@ impl<T: Scalar> Block<T> {
     }
 
     /// The memory as cudarc owns it.
-    pub fn into_slice(mut self) -> CudaSlice<T> {
+    ///
+    /// # Errors
+    /// The block itself while graphs of its stream live: they may use it, and nothing would keep the memory for them.
+    pub fn into_slice(mut self) -> Result<CudaSlice<T>, Self> {
         match self.slice.take() {
-            Some(slice) => slice,
-            None => unreachable!("only drop and this function take the slice, and both consume the block"),
+            Some(slice) if !self.lot.is_busy() => Ok(slice),
+            kept => {
+                self.slice = kept;
+                Err(self)
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! Arguments of the kernels: the structs of `kernels/params.cuh`. Each size is checked on both sides.
 
-use swiglu_core::{MatMut, MatRef, Scalar};
+use swiglu_core::{Dtype, MatMut, MatRef, Scalar};
 
 use crate::memory::{CudaMemory, CudaPtr};
 
@@ -22,6 +22,12 @@ impl Operand {
 
     pub(crate) fn write<T: Scalar>(m: &MatMut<'_, T, CudaMemory>) -> Self {
         Self::at(m.ptr(), m.row_stride())
+    }
+
+    /// The largest power of two, up to 128, that every row starts at a multiple of, in bytes.
+    pub(crate) fn alignment(self, dtype: Dtype) -> u32 {
+        let bits = self.data | (self.stride as u64).wrapping_mul(dtype.bytes() as u64);
+        1 << bits.trailing_zeros().min(7)
     }
 
     pub(crate) fn at(ptr: CudaPtr, stride: usize) -> Self {
@@ -142,3 +148,17 @@ impl KernelParams for AddBiasParams {}
 impl KernelParams for ColumnSumsParams {}
 impl KernelParams for CrossEntropyParams {}
 impl KernelParams for AdamWParams {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn alignment_is_of_every_row() {
+        let at = |data, stride| Operand { data, stride }.alignment(Dtype::F16);
+        assert_eq!(at(256, 64), 128);
+        assert_eq!(at(256, 8), 16);
+        assert_eq!(at(256, 7), 2);
+        assert_eq!(at(260, 64), 4);
+    }
+}

@@ -1,14 +1,15 @@
-//! Where blocks wait that were dropped while a captured graph may still use them.
+//! What graphs ask of a stream: blocks that were dropped wait here while a captured graph may still use them, and calls
+//! learn that one is being captured. One for each stream, shared by all handles on it.
 
 use std::any::Any;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use cudarc::driver::CudaSlice;
-
-/// Blocks dropped while graphs of a handle live. Freed when the last of them is gone.
+/// Blocks dropped while graphs of a stream live. Freed when the last of them is gone.
 #[derive(Default)]
 pub(crate) struct ParkingLot {
     state: Mutex<State>,
+    capturing: AtomicBool,
 }
 
 #[derive(Default)]
@@ -22,14 +23,14 @@ impl ParkingLot {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Frees a block, or keeps it while graphs live.
-    pub(crate) fn free<T: 'static>(&self, slice: CudaSlice<T>) {
+    /// Frees a block, or whatever else graphs may use, or keeps it while they live.
+    pub(crate) fn free<R: Send + 'static>(&self, resource: R) {
         let mut state = self.state();
         if state.graphs > 0 {
-            state.parked.push(Box::new(slice));
+            state.parked.push(Box::new(resource));
         } else {
             drop(state);
-            drop(slice);
+            drop(resource);
         }
     }
 
@@ -47,6 +48,20 @@ impl ParkingLot {
             drop(state);
             drop(parked);
         }
+    }
+
+    /// Whether graphs live.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.state().graphs > 0
+    }
+
+    /// Whether a graph is being captured.
+    pub(crate) fn capturing(&self) -> bool {
+        self.capturing.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_capturing(&self, capturing: bool) {
+        self.capturing.store(capturing, Ordering::Relaxed);
     }
 
     /// Blocks that wait.

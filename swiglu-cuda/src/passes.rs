@@ -1,7 +1,7 @@
 //! The op's two passes, enqueued.
 
 use swiglu_core::ops::{Backward, Forward};
-use swiglu_core::{Dims, Element, Halves, MatRef, Orientation, Out, Result, Target, Weights};
+use swiglu_core::{Dims, Dtype, Element, Halves, MatRef, Orientation, Out, Result, Target, Weights};
 
 use crate::gemm::Gemm;
 use crate::kernel::{Kernel, gate_code};
@@ -187,6 +187,14 @@ pub(crate) fn destination<T: Element>(target: &Target<'_, T, CudaMemory>) -> (Op
     match target {
         Target::Same(out) => (Operand::write(&out.to), out.add),
         Target::F32(out) => (Operand::write(&out.to), out.add),
+    }
+}
+
+/// The type that a result is rounded to.
+pub(crate) fn out_type<T: Element>(target: &Target<'_, T, CudaMemory>) -> Dtype {
+    match target {
+        Target::Same(_) => T::DTYPE,
+        Target::F32(_) => Dtype::F32,
     }
 }
 

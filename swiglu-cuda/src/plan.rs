@@ -1,14 +1,14 @@
 //! From a problem and a device to the kernels that solve it. Pure: everything here is tested without a GPU.
 
 use swiglu_core::{
-    Access, Dims, Dtype, GradientKind, Orientation, Pass, Plan, Precision, Problem, Result, Tile,
+    Access, Dims, Dtype, GradientKind, Orientation, Pass, Plan, Precision, Problem, Result, Route, Tile,
 };
 
-use crate::ComputeCapability;
 use crate::arena::Layout;
 use crate::device::Facts;
 use crate::gemm::{Edge, Family, GateCode, Gemm, Product, Vectors};
 use crate::kernel::{Kernel, gate_code};
+use crate::{ComputeCapability, composed};
 
 /// Bytes of the widest access, `ld.global.v4`: what vector loads, and `cp.async`, need rows to be aligned to.
 const VECTOR: u32 = 16;
@@ -245,6 +245,9 @@ impl Planner {
 
     /// The plan as users see it.
     pub(crate) fn describe(&self, backend: String, problem: &Problem) -> Result<Plan> {
+        if problem.options.route == Route::Composed {
+            return composed::describe(backend, problem, &self.facts);
+        }
         let (launches, bytes, notes) = match problem.pass {
             Pass::Forward { save } => {
                 let ForwardPlan { kernel, notes } = self.forward(problem, save)?;
@@ -260,7 +263,7 @@ impl Planner {
 }
 
 /// Elements of a workspace row: whole vectors, so that each row is aligned.
-fn padded(cols: usize, dtype: Dtype) -> usize {
+pub(crate) fn padded(cols: usize, dtype: Dtype) -> usize {
     cols.next_multiple_of(VECTOR as usize / dtype.bytes())
 }
 

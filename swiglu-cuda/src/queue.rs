@@ -1,17 +1,17 @@
 //! A handle's stream, and what calls on it share. One call at a time enqueues: the workspace of one call is free for
 //! the next only in stream order.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use swiglu_core::Result;
 
 use crate::arena::Arena;
-use crate::device::Device;
+use crate::cublas::{Handle, workspace_bytes};
+use crate::device::{Device, Facts};
 use crate::error::CudaError;
 use crate::kernel::{Grid, Kernel};
 use crate::launch::{Stream, allocate};
-use crate::memory::Block;
+use crate::memory::{Block, stream_id};
 use crate::params::KernelParams;
 use crate::parking::ParkingLot;
 use crate::staging::Staging;
@@ -21,7 +21,6 @@ pub(crate) struct Queue {
     pub(crate) device: Arc<Device>,
     pub(crate) stream: Stream,
     pub(crate) lot: Arc<ParkingLot>,
-    capturing: AtomicBool,
     shared: Mutex<Shared>,
 }
 
@@ -30,26 +29,19 @@ struct Shared {
     staging: Staging,
     /// A zero that kernels count their blocks with, and leave as a zero.
     ticket: Option<Block<u32>>,
+    /// From the first product on that goes through cuBLAS.
+    cublas: Option<Handle>,
 }
 
 impl Queue {
     pub(crate) fn new(device: Arc<Device>, stream: Stream) -> Self {
-        let shared = Shared { arena: Arena::default(), staging: Staging::new(), ticket: None };
-        Self {
-            device,
-            stream,
-            lot: Arc::default(),
-            capturing: AtomicBool::new(false),
-            shared: Mutex::new(shared),
-        }
+        let lot = device.lot(stream_id(stream.raw()));
+        let shared = Shared { arena: Arena::default(), staging: Staging::new(), ticket: None, cublas: None };
+        Self { device, stream, lot, shared: Mutex::new(shared) }
     }
 
     pub(crate) fn capturing(&self) -> bool {
-        self.capturing.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn set_capturing(&self, capturing: bool) {
-        self.capturing.store(capturing, Ordering::Relaxed);
+        self.lot.capturing()
     }
 
     /// An error while a graph is being captured.
@@ -76,6 +68,19 @@ impl Queue {
     }
 }
 
+impl Drop for Queue {
+    /// A graph that another handle on the stream captured may still use what calls on this one did.
+    fn drop(&mut self) {
+        let shared = self.shared.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(block) = shared.arena.take() {
+            self.lot.free(block);
+        }
+        if let Some(handle) = shared.cublas.take() {
+            self.lot.free(handle);
+        }
+    }
+}
+
 /// A call that is being enqueued.
 pub(crate) struct Call<'q> {
     queue: &'q Queue,
@@ -84,6 +89,11 @@ pub(crate) struct Call<'q> {
 }
 
 impl Call<'_> {
+    /// What is known of the device.
+    pub(crate) fn facts(&self) -> &Facts {
+        &self.queue.device.facts
+    }
+
     /// The address of a part of the workspace.
     pub(crate) fn at(&self, offset: usize) -> u64 {
         self.workspace + offset as u64
@@ -115,6 +125,19 @@ impl Call<'_> {
         let Queue { device, stream, .. } = self.queue;
         let function = device.function(kernel, self.queue.capturing())?;
         stream.launch(&kernel, (function, kernel.shared_bytes(&device.facts)), grid, params)
+    }
+
+    /// cuBLAS on this stream.
+    pub(crate) fn cublas(&mut self) -> Result<&mut Handle> {
+        let Queue { device, stream, .. } = self.queue;
+        let handle = match self.shared.cublas.take() {
+            Some(handle) => handle,
+            None => {
+                self.queue.outside_capture("cuBLAS had to be set up")?;
+                Handle::new(device.cublas()?, stream, workspace_bytes(device.facts.capability))?
+            }
+        };
+        Ok(self.shared.cublas.insert(handle))
     }
 
     /// The address of a counter that is zero between kernels.

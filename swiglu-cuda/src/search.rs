@@ -15,6 +15,11 @@ const NVRTC_NAMES: [&str; 3] = ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so
 
 const NVRTC_NAMES_WINDOWS: [&str; 2] = ["nvrtc64_130_0.dll", "nvrtc64_120_0.dll"];
 
+/// Newest first, with the major version of CUDA that each is of.
+const CUBLAS_NAMES: [(u32, &str); 2] = [(13, "libcublas.so.13"), (12, "libcublas.so.12")];
+
+const CUBLAS_NAMES_WINDOWS: [(u32, &str); 2] = [(13, "cublas64_13.dll"), (12, "cublas64_12.dll")];
+
 /// The driver's candidates, in the order in which they are tried.
 pub(crate) fn driver() -> Vec<PathBuf> {
     if cfg!(windows) {
@@ -39,13 +44,28 @@ pub(crate) fn cudarc_driver() -> Vec<PathBuf> {
 
 /// NVRTC's candidates, in the order in which they are tried: the one the user named first.
 pub(crate) fn nvrtc() -> Vec<PathBuf> {
-    let named = env::var_os("SWIGLU_NVRTC").filter(|value| !value.is_empty()).map(PathBuf::from);
-    let (names, folders) = if cfg!(windows) {
-        (NVRTC_NAMES_WINDOWS.as_slice(), toolkits_windows())
-    } else {
-        (NVRTC_NAMES.as_slice(), toolkits(Path::new("/usr/local")))
-    };
-    named.into_iter().chain(bare(names)).chain(inside(&folders, names)).collect()
+    let names = if cfg!(windows) { NVRTC_NAMES_WINDOWS.as_slice() } else { NVRTC_NAMES.as_slice() };
+    named("SWIGLU_NVRTC").chain(bare(names)).chain(inside(&toolkits(), names)).collect()
+}
+
+/// cuBLAS's candidates on a driver that supports this major version of CUDA, in the order in which they are tried: the
+/// one the user named first.
+pub(crate) fn cublas(driver: u32) -> Vec<PathBuf> {
+    let names = cublas_names(driver);
+    // Of whichever version, so last.
+    let link: &[&str] = if cfg!(windows) { &[] } else { &["libcublas.so"] };
+    named("SWIGLU_CUBLAS").chain(bare(&names)).chain(inside(&toolkits(), &names)).chain(bare(link)).collect()
+}
+
+/// A cuBLAS that is newer than the driver can be opened, but does not work.
+fn cublas_names(driver: u32) -> Vec<&'static str> {
+    let names = if cfg!(windows) { CUBLAS_NAMES_WINDOWS } else { CUBLAS_NAMES };
+    names.into_iter().filter(|(major, _)| *major <= driver).map(|(_, name)| name).collect()
+}
+
+/// The path in an environment variable, where it is set.
+fn named(variable: &str) -> impl Iterator<Item = PathBuf> + use<> {
+    env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from).into_iter()
 }
 
 fn bare(names: &[&str]) -> impl Iterator<Item = PathBuf> {
@@ -56,9 +76,14 @@ fn inside(folders: &[PathBuf], names: &[&str]) -> impl Iterator<Item = PathBuf> 
     folders.iter().flat_map(move |folder| names.iter().map(move |name| folder.join(name)))
 }
 
+/// The library folders of the toolkits of this system.
+fn toolkits() -> Vec<PathBuf> {
+    if cfg!(windows) { toolkits_windows() } else { toolkits_under(Path::new("/usr/local")) }
+}
+
 /// The library folders of the toolkits under `root`: `cuda`, which an administrator points at one of them, and then
 /// `cuda-12.8` and the like from the newest down.
-fn toolkits(root: &Path) -> Vec<PathBuf> {
+fn toolkits_under(root: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(root).into_iter().flatten().flatten();
     let mut names: Vec<String> = entries
         .filter_map(|entry| entry.file_name().into_string().ok())
@@ -82,7 +107,7 @@ fn toolkits_windows() -> Vec<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::{driver, toolkit_version, toolkits};
+    use super::{cublas, cublas_names, driver, toolkit_version, toolkits_under};
     use std::path::Path;
 
     #[test]
@@ -94,13 +119,21 @@ mod tests {
 
     #[test]
     fn a_missing_root_has_no_toolkits() {
-        assert!(toolkits(Path::new("/no-such-folder")).is_empty());
+        assert!(toolkits_under(Path::new("/no-such-folder")).is_empty());
     }
 
     #[test]
     fn every_candidate_is_a_bare_name_or_an_absolute_path() {
-        for path in driver() {
+        for path in driver().into_iter().chain(cublas(13)) {
             assert!(path.is_absolute() || path.file_name() == Some(path.as_os_str()), "{}", path.display());
         }
+    }
+
+    #[test]
+    fn a_cublas_newer_than_the_driver_is_not_tried() {
+        let [newest, older] = [cublas_names(13), cublas_names(12)];
+        assert!(newest.len() == 2 && newest[1..] == older, "{newest:?} and {older:?}");
+        assert_eq!(cublas_names(14), newest);
+        assert!(cublas_names(11).is_empty());
     }
 }

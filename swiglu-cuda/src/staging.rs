@@ -10,7 +10,7 @@ use cudarc::driver::{CudaEvent, DriverError};
 use swiglu_core::{Host, MatMut, MatRef, Memory, Result, Scalar};
 
 use crate::launch::{End, RowCopy, Side, Stream};
-use crate::memory::CudaMemory;
+use crate::memory::{CudaMemory, CudaPtr};
 
 /// Two of these let the host fill one while the other is on its way. 1 MiB takes 20 us over PCIe 5, several times the
 /// cost of a call.
@@ -91,8 +91,7 @@ impl Staging {
         to: &MatMut<'_, T, CudaMemory>,
     ) -> Result<()> {
         let row_bytes = from.cols() * size_of::<T>();
-        let to =
-            End { side: Side::Device, address: to.ptr().address(), stride: to.row_stride() * size_of::<T>() };
+        let to = end::<T>(to.ptr(), to.row_stride());
         if from.rows() == 0 || row_bytes == 0 {
             return Ok(());
         }
@@ -168,6 +167,24 @@ fn bytes_of<T: Scalar>(row: &[T]) -> &[u8] {
     unsafe { std::slice::from_raw_parts(row.as_ptr().cast(), size_of_val(row)) }
 }
 
+/// A matrix as an end of a copy.
+fn end<T: Scalar>(ptr: CudaPtr, row_stride: usize) -> End {
+    End { side: Side::Device, address: ptr.address(), stride: row_stride * size_of::<T>() }
+}
+
+/// Enqueues a copy within the device.
+pub(crate) fn copy<T: Scalar>(
+    stream: &Stream,
+    from: MatRef<'_, T, CudaMemory>,
+    to: &MatMut<'_, T, CudaMemory>,
+) -> Result<()> {
+    stream.bind()?;
+    let (rows, bytes) = (from.rows(), from.cols() * size_of::<T>());
+    let (from, to) = (end::<T>(from.ptr(), from.row_stride()), end::<T>(to.ptr(), to.row_stride()));
+    // SAFETY: no end is on the host.
+    unsafe { stream.copy(&RowCopy { from, to, rows, bytes }) }
+}
+
 /// Copies a device matrix into a host matrix, and waits for it.
 pub(crate) fn copy_out<T: Scalar>(
     stream: &Stream,
@@ -182,11 +199,7 @@ pub(crate) fn copy_out<T: Scalar>(
     let stride = to.row_stride() * size_of::<T>();
     let address = Host::place(to.ptr()).address;
     let rows = RowCopy {
-        from: End {
-            side: Side::Device,
-            address: from.ptr().address(),
-            stride: from.row_stride() * size_of::<T>(),
-        },
+        from: end::<T>(from.ptr(), from.row_stride()),
         to: End { side: Side::Host, address, stride },
         rows: from.rows(),
         bytes,

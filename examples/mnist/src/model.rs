@@ -3,7 +3,7 @@
 use ndarray::Array2;
 use swiglu::{
     AdamW, Complete, FusedSwiGLU, Gradient, LossTargets, MatMut, MatRef, Matrix, Op, Optimizer, Orientation,
-    Result, Saved, Target, WeightGrad,
+    Replay, Result, Saved, Target, WeightGrad,
 };
 
 use crate::batches::uniform;
@@ -36,6 +36,9 @@ pub(crate) struct Buffers<B: Complete> {
     logits: Matrix<f32, B::Memory>,
     dlogits: Matrix<f32, B::Memory>,
     saved: Saved<f32, B::Memory>,
+    /// Loss and hits of the last step, always at one address.
+    loss: Matrix<f32, B::Memory>,
+    hits: Matrix<u32, B::Memory>,
     /// One column for each step of an epoch: nothing is read back in between.
     losses: Matrix<f32, B::Memory>,
     correct: Matrix<u32, B::Memory>,
@@ -137,6 +140,8 @@ impl<B: Complete> Model<B> {
             logits: backend.zeros(batch, CLASSES)?,
             dlogits: backend.zeros(batch, CLASSES)?,
             saved: self.gated.saved(batch)?,
+            loss: backend.zeros(1, 1)?,
+            hits: backend.zeros(1, 1)?,
             losses: backend.zeros(1, steps)?,
             correct: backend.zeros(1, steps)?,
         })
@@ -156,14 +161,9 @@ impl<B: Complete> Model<B> {
         self.backend.copy_in(labels, buffers.labels.view_mut().sub(0..batch, 0..1)?)
     }
 
-    /// One step on the first `batch` rows of the uploaded batch; its loss goes to column `step`.
-    pub(crate) fn train(
-        &mut self,
-        buffers: &mut Buffers<B>,
-        batch: usize,
-        step: usize,
-        hyper: AdamW,
-    ) -> Result<()> {
+    /// One step on the first `batch` rows of the uploaded batch. Equal calls have equal operands, so that a device may
+    /// [replay](Stepper) them.
+    fn train(&mut self, buffers: &mut Buffers<B>, batch: usize, hyper: AdamW) -> Result<()> {
         let Self { backend, gated, gated_optimizers, head, trained } = self;
         let hidden = gated.hidden();
         let x = buffers.x.view().sub(0..batch, 0..PIXELS)?;
@@ -178,8 +178,8 @@ impl<B: Complete> Model<B> {
         }
         head.forward(backend, z.view(), logits.view_mut())?;
         let targets = LossTargets {
-            loss: buffers.losses.view_mut().sub(0..1, step..step + 1)?,
-            correct: Some(buffers.correct.view_mut().sub(0..1, step..step + 1)?),
+            loss: buffers.loss.view_mut(),
+            correct: Some(buffers.hits.view_mut()),
             dlogits: Some(dlogits.view_mut()),
         };
         backend.cross_entropy(logits.view(), labels, targets)?;
@@ -195,6 +195,14 @@ impl<B: Complete> Model<B> {
             backend.adamw(hyper, Gradient::F32(parameter.gradient), optimizer, parameter.value)?;
         }
         Ok(())
+    }
+
+    /// Keeps loss and hits of the last step in column `step`.
+    fn keep(&self, buffers: &mut Buffers<B>, step: usize) -> Result<()> {
+        let to = buffers.losses.view_mut().sub(0..1, step..step + 1)?;
+        self.backend.copy(buffers.loss.view(), to)?;
+        let to = buffers.correct.view_mut().sub(0..1, step..step + 1)?;
+        self.backend.copy(buffers.hits.view(), to)
     }
 
     /// Loss and hits of the uploaded batch, without learning from it.
@@ -224,6 +232,61 @@ impl<B: Complete> Model<B> {
         let correct = self.backend.download(buffers.correct.view().sub(0..1, 0..steps)?)?;
         let correct = correct.into_array().iter().map(|&hits| hits as usize).sum();
         Ok(Tally { losses: losses.into_array().into_iter().collect(), correct })
+    }
+}
+
+/// Enqueues training steps: call by call, or all at once where the device can replay them.
+pub(crate) struct Stepper {
+    batch_size: usize,
+    hyper: AdamW,
+    state: State,
+}
+
+/// What is known of a full step.
+enum State {
+    /// It has never run.
+    Cold,
+    /// It has run once, so everything that it needs is in place.
+    Warm,
+    /// It was captured.
+    Captured(Box<dyn Replay>),
+    /// It is enqueued call by call.
+    Plain,
+}
+
+impl Stepper {
+    /// For batches of `batch_size` samples. Without `replay` nothing is captured.
+    pub(crate) fn new(batch_size: usize, hyper: AdamW, replay: bool) -> Self {
+        Self { batch_size, hyper, state: if replay { State::Cold } else { State::Plain } }
+    }
+
+    /// One step on the first `batch` rows of the uploaded batch; its loss goes to column `step`.
+    pub(crate) fn step<B: Complete>(
+        &mut self,
+        model: &mut Model<B>,
+        buffers: &mut Buffers<B>,
+        batch: usize,
+        step: usize,
+    ) -> Result<()> {
+        let hyper = self.hyper;
+        if batch != self.batch_size {
+            model.train(buffers, batch, hyper)?;
+            return model.keep(buffers, step);
+        }
+        if let State::Warm = self.state {
+            let backend = model.backend.clone();
+            let captured = backend.capture(|| model.train(buffers, batch, hyper))?;
+            self.state = captured.map_or(State::Plain, State::Captured);
+        }
+        match &mut self.state {
+            State::Captured(replay) => replay.launch()?,
+            State::Cold => {
+                model.train(buffers, batch, hyper)?;
+                self.state = State::Warm;
+            }
+            State::Warm | State::Plain => model.train(buffers, batch, hyper)?,
+        }
+        model.keep(buffers, step)
     }
 }
 

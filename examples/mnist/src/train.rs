@@ -8,7 +8,7 @@ use crate::batches::{Batches, buffers};
 use crate::cli::Args;
 use crate::data::{Dataset, Split};
 use crate::error::Error;
-use crate::model::{Buffers, Model, Parameters, Tally};
+use crate::model::{Buffers, Model, Parameters, Stepper, Tally};
 use crate::report::metrics::Metrics;
 use crate::report::plot::Curves;
 use crate::report::progress::Progress;
@@ -85,7 +85,7 @@ struct Run<'a, B: Complete> {
     model: Model<B>,
     device: Buffers<B>,
     train: Batches<'a>,
-    hyper: AdamW,
+    stepper: Stepper,
     batch_size: usize,
 }
 
@@ -96,11 +96,14 @@ impl<'a, B: Complete> Run<'a, B> {
         let samples = data.train.labels.len().max(data.test.labels.len());
         let device = model.buffers(args.batch_size, samples.div_ceil(args.batch_size))?;
         let train = Batches::new(&data.train);
-        Ok(Self { model, device, train, hyper: AdamW::new(args.lr), batch_size: args.batch_size })
+        // Unfused, frozen weights save nothing, so each step allocates pre-activations: that cannot be captured.
+        let replay = !(args.unfused && WeightGrad::from(args.weight_grad) == WeightGrad::Frozen);
+        let stepper = Stepper::new(args.batch_size, AdamW::new(args.lr), replay);
+        Ok(Self { model, device, train, stepper, batch_size: args.batch_size })
     }
 
     fn epoch(&mut self, training: &mut Training<'_>, epoch: u32) -> Result<Tally> {
-        let Self { model, device, train, hyper, batch_size } = self;
+        let Self { model, device, train, stepper, batch_size } = self;
         let (mut x, mut labels) = buffers(*batch_size);
         let steps = train.samples().div_ceil(*batch_size);
         train.shuffle(training.args.seed, epoch);
@@ -109,7 +112,7 @@ impl<'a, B: Complete> Run<'a, B> {
             let batch = range.len();
             train.gather(range, &mut x, &mut labels);
             model.upload(device, batch, &x, &labels)?;
-            model.train(device, batch, step, *hyper)?;
+            stepper.step(model, device, batch, step)?;
             training.progress.step(|| model.loss(device, step).unwrap_or(f32::NAN));
         }
         model.tally(device, steps)

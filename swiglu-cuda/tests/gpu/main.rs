@@ -2,6 +2,7 @@
 //! `SWIGLU_REQUIRE_GPU=1` that is a failure instead.
 
 mod children;
+mod cublas;
 mod faults;
 mod large;
 mod sanitize;
@@ -19,9 +20,17 @@ fn cuda() -> Result<Cuda, Failed> {
     Cuda::new(0).map_err(|reason| reason.to_string().into())
 }
 
+/// What a CUDA backend promises to the suite. A family of kernels that is forced has no part in the composed route.
+fn config_of(family: Option<Family>) -> Config {
+    match family {
+        None => config(),
+        Some(_) => Config { routes: &[Route::Fused], ..config() },
+    }
+}
+
 /// What a CUDA backend promises to the suite.
 fn config() -> Config {
-    Config { routes: &[Route::Fused], ..Config::cuda("swiglu-cuda", "gpu") }
+    Config::cuda("swiglu-cuda", "gpu")
 }
 
 /// The suite on one family of kernels.
@@ -30,18 +39,19 @@ fn suite(module: &'static str, family: Option<Family>) -> impl Iterator<Item = T
         Trial::test(format!("{module}::{check}"), move || {
             let cuda = cuda()?;
             let cuda = family.map_or(cuda.clone(), |family| cuda.with_family(family));
-            run_test(&cuda, &config(), check, &format!("gpu::{module}"), env!("CARGO_MANIFEST_DIR"));
+            run_test(&cuda, &config_of(family), check, &format!("gpu::{module}"), env!("CARGO_MANIFEST_DIR"));
             Ok(())
         })
     })
 }
 
-/// The suite on the op composed from this backend's dense products.
-fn unfused() -> impl Iterator<Item = Trial> {
-    Check::ALL.into_iter().map(|check| {
-        Trial::test(format!("unfused::{check}"), move || {
-            let backend = Unfused(cuda()?);
-            run_test(&backend, &config().unfused(), check, "gpu::unfused", env!("CARGO_MANIFEST_DIR"));
+/// The suite on the op composed from this backend's dense products, or from those of cuBLAS.
+fn unfused(module: &'static str, dense: fn(Cuda) -> Cuda) -> impl Iterator<Item = Trial> {
+    Check::ALL.into_iter().map(move |check| {
+        Trial::test(format!("{module}::{check}"), move || {
+            let backend = Unfused(dense(cuda()?));
+            let test = format!("gpu::{module}");
+            run_test(&backend, &config().unfused(), check, &test, env!("CARGO_MANIFEST_DIR"));
             Ok(())
         })
     })
@@ -55,8 +65,11 @@ fn trials() -> Vec<Trial> {
         ("gemv", Some(Family::Gemv)),
     ];
     let suites = families.into_iter().flat_map(|(module, family)| suite(module, family));
-    let mut trials: Vec<_> = suites.chain(unfused()).collect();
-    for others in [streams::trials, faults::trials, children::trials, sanitize::trials, large::trials] {
+    let unfused = unfused("unfused", |cuda| cuda).chain(unfused("cublas", Cuda::with_cublas));
+    let mut trials: Vec<_> = suites.chain(unfused).collect();
+    let others =
+        [cublas::trials, streams::trials, faults::trials, children::trials, sanitize::trials, large::trials];
+    for others in others {
         trials.extend(others());
     }
     trials

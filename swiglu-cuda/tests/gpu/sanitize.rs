@@ -5,11 +5,11 @@
 
 use libtest_mimic::{Failed, Trial};
 use swiglu_core::{
-    Backend, Dtype, Gate, Gradients, Host, Matrix, Options, Orientation, Out, Precision, Save, SwiGLU,
+    Backend, Dtype, Gate, Gradients, Host, Matrix, Options, Orientation, Out, Precision, Route, Save, SwiGLU,
     Target, Tile, Weights,
 };
 use swiglu_cuda::{Cuda, CudaMemory, Family};
-use swiglu_testkit::{Case, Check, How, Keep, Packing, Pass};
+use swiglu_testkit::{Case, Check, Config, How, Keep, Packing, Pass};
 
 use crate::{config, cuda};
 
@@ -51,7 +51,6 @@ pub(crate) fn trials() -> Vec<Trial> {
         Check::Differential(Pass::Dx, Dtype::F16),
         Check::Differential(Pass::Dwf, Dtype::F32),
         Check::Dense,
-        Check::Layers,
     ] {
         trials.push(Trial::test(format!("sanitize::auto::{check}"), move || drawn(check)));
     }
@@ -114,7 +113,10 @@ fn few_rows(dtype: Dtype) -> Vec<Case> {
 
 fn run(family: Family, cases: &[Case]) -> Result<(), Failed> {
     let (cuda, config) = (cuda()?.with_family(family), config());
-    for case in cases {
+    // Some tools are a hundred times slower than others.
+    let every = std::env::var("SWIGLU_SANITIZE_EVERY").map_or(Ok(1), |every| every.parse::<usize>())?;
+    let cases: Vec<_> = cases.iter().step_by(every.max(1)).collect();
+    for case in &cases {
         let pass = if case.is_backward() { Pass::Dx } else { Pass::Forward };
         Check::Differential(pass, case.dtype).case(&cuda, case, &config)?;
     }
@@ -122,8 +124,10 @@ fn run(family: Family, cases: &[Case]) -> Result<(), Failed> {
     Ok(())
 }
 
+/// Without the composed route: initcheck does not see what cuBLAS stores, and reports every read of it.
 fn drawn(check: Check) -> Result<(), Failed> {
-    let report = check.run(&cuda()?, &config(), 20, 0)?;
+    let config = Config { routes: &[Route::Fused], ..config() };
+    let report = check.run(&cuda()?, &config, 20, 0)?;
     println!("{report}");
     Ok(())
 }

@@ -12,6 +12,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         Trial::test("streams::handles_on_one_stream_share_matrices", same_stream),
         Trial::test("streams::two_streams_give_the_same_bits", two_streams),
         Trial::test("streams::strided_copies_arrive", strided_copies),
+        Trial::test("streams::copies_on_the_device_arrive", device_copies),
         Trial::test("streams::a_long_row_is_copied_in_parts", long_row),
         Trial::test("graphs::a_graph_repeats_the_call_on_new_contents", graph_repeats),
         Trial::test("graphs::a_cold_call_is_not_warm", cold_call),
@@ -82,6 +83,18 @@ fn strided_copies() -> Result<(), Failed> {
     cuda.copy_out(wide.view().sub(2..38, 5..52)?, strided.view_mut().sub(0..36, 7..54)?)?;
     let same = strided.view().sub(0..36, 7..54)?.array() == from.view().sub(1..37, 3..50)?.array();
     if same { Ok(()) } else { Err("the way back differs".into()) }
+}
+
+fn device_copies() -> Result<(), Failed> {
+    let cuda = cuda()?;
+    let from = cuda.upload(&noise(30, 40)?)?;
+    let mut to = cuda.zeros::<f32>(20, 64)?;
+    cuda.copy(from.view().sub(3..13, 4..37)?, to.view_mut().sub(5..15, 9..42)?)?;
+    let back = cuda.download(&to)?;
+    let expected = cuda.download(from.view().sub(3..13, 4..37)?)?;
+    let same = back.view().sub(5..15, 9..42)?.array() == expected.view().array();
+    let untouched = back.view().array().iter().filter(|value| **value != 0.0).count() <= 10 * 33;
+    if same && untouched { Ok(()) } else { Err("the copy differs".into()) }
 }
 
 fn long_row() -> Result<(), Failed> {

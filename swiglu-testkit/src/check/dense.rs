@@ -196,12 +196,30 @@ fn gates<T: Value, B: Dense<T>>(bench: &Bench<'_, B>, report: &mut Report) -> Re
     Ok(())
 }
 
+/// Copies on the device: every bit, and nothing beside.
+fn copies<T: Value, B: Dense<T>>(bench: &Bench<'_, B>) -> Result<(), Failure> {
+    let backend = bench.backend;
+    for (m, _, n) in SHAPES {
+        let content: Array2<T> = bench.normal(9, (m, n));
+        let from = Guarded::new(backend, "source", &content, 3)?;
+        let mut to = Guarded::<T, _>::unwritten(backend, "destination", (m, n), 1)?;
+        backend.copy(from.view(), to.view_mut())?;
+        from.unchanged(backend)?;
+        let same = to.read(backend)?.iter().zip(&content).all(|(to, from)| to.bits() == from.bits());
+        if !same {
+            return Err(Failure::new(format!("{} copy of ({m}, {n}) differs", T::DTYPE)));
+        }
+    }
+    Ok(())
+}
+
 fn one_type<T: Value, B: Dense<T>>(bench: &Bench<'_, B>, report: &mut Report) -> Result<(), Failure> {
     matmul::<T, B>(bench, report)?;
     add_bias::<T, B>(bench, report)?;
     sums::<T, B>(bench, report)?;
     gates::<T, B>(bench, report)?;
     cross_entropy::<T, B>(bench, report)?;
+    copies::<T, B>(bench)?;
     adamw::<T, B>(bench, report)
 }
 
@@ -215,6 +233,6 @@ pub fn dense<B: Complete>(backend: &B, config: &Config, seed: u64) -> Result<Rep
     one_type::<f32, B>(&bench, &mut report)?;
     one_type::<f16, B>(&bench, &mut report)?;
     one_type::<bf16, B>(&bench, &mut report)?;
-    report.cases = 18;
+    report.cases = 21;
     Ok(report)
 }

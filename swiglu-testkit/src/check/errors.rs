@@ -285,6 +285,9 @@ fn copies<T: Value, K: SwiGLU<T>>(backend: &K) -> Result<(), Failure> {
     device.unchanged(backend)?;
     let mut small = Matrix::<T, _>::host_zeros(2, 2)?;
     refuses_shape(backend.copy_out(device.view(), small.view_mut()), "destination", (3, 2), (2, 2))?;
+    let third = Guarded::<T, _>::unwritten(backend, "source", (2, 2), 0)?;
+    refuses_shape(backend.copy(third.view(), device.view_mut()), "destination", (2, 2), (3, 2))?;
+    device.unchanged(backend)?;
     let overflow = backend.zeros::<T>(usize::MAX, 2).map(drop);
     refuses(overflow, "an overflow", |e| matches!(e, Error::Overflow { .. }))?;
     let too_much = backend.zeros::<T>(1 << 40, 1 << 18).map(drop);

@@ -10,7 +10,7 @@ mod memory;
 mod slip;
 mod staged;
 
-use swiglu_core::ops::{Backward, CopyIn, CopyOut, Forward};
+use swiglu_core::ops::{Backward, Copy, CopyIn, CopyOut, Forward};
 use swiglu_core::{
     Backend, Checked, DeviceId, Element, Error, Gradients, Host, Matrix, Out, Plan, Problem, Result, Save,
     Saved, Scalar, StreamId, SwiGLU,
@@ -113,6 +113,15 @@ impl<E: Backend<Memory = Host>> Backend for Fake<E> {
 
     fn reserve(&self, plan: &Plan) -> Result<()> {
         self.engine.reserve(plan)
+    }
+
+    fn run_copy<T: Scalar>(&self, call: Checked<Copy<'_, T, FakeMemory>>) -> Result<()> {
+        let Copy { from, to } = call.into_inner();
+        self.launch(|| {
+            let mut staged = Staged::read(to.view(), None)?;
+            self.engine.copy(Staged::read(from, None)?.view()?, staged.view_mut()?)?;
+            staged.write(to)
+        })
     }
 
     fn run_copy_in<T: Scalar>(&self, call: Checked<CopyIn<'_, T, FakeMemory>>) -> Result<()> {

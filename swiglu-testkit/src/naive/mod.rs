@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ndarray::Array2;
-use swiglu_core::ops::{Backward, CopyIn, CopyOut, Forward};
+use swiglu_core::ops::{Backward, Copy, CopyIn, CopyOut, Forward};
 use swiglu_core::{
     Backend, Checked, DeviceId, Element, Gate, Host, MatMut, MatRef, Matrix, Plan, Problem, Result, Scalar,
     SwiGLU, Weights,
@@ -153,6 +153,12 @@ impl Backend for Naive {
     }
 
     fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn run_copy<T: Scalar>(&self, call: Checked<Copy<'_, T, Host>>) -> Result<()> {
+        let Copy { from, to } = call.into_inner();
+        to.array_mut().assign(&from.array());
         Ok(())
     }
 
