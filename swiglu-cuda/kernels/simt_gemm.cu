@@ -179,8 +179,8 @@ __device__ __forceinline__ void finish(
 }
 
 // Blocks of 256 threads on an SM. Two leave 128 registers a thread, which with 8 x 8 sums are enough only where a share
-// is of few pieces; compilers for the latest architectures need more of them for one product.
-constexpr bool TIGHT = PRODUCT == GATE_GRADIENT && B_TRANS && __CUDA_ARCH__ >= 1000;
+// is of few pieces; compilers for sm_70, and for the latest architectures in one product, need a few more of them.
+constexpr bool TIGHT = __CUDA_ARCH__ < 750 || (__CUDA_ARCH__ >= 1000 && PRODUCT == GATE_GRADIENT && B_TRANS);
 constexpr int RESIDENT = BLOCK < 128 || (DTYPE == F32 && A_VECTOR && B_VECTOR && C_VECTOR && !TIGHT) ? 2 : 1;
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT * 256 / THREADS)

@@ -1,5 +1,6 @@
-//! Faults that end the use of a device, or that an environment makes: each in a process of its own, which is this program
-//! with `SWIGLU_FAULT_CHILD` set to the fault's name. A child checks what it sees; its exit status is the outcome.
+//! Faults that end the use of a device, or that an environment makes: each in a process of its own, which is this
+//! program with `SWIGLU_FAULT_CHILD` set to the fault's name. A child checks what it sees; its exit status is the
+//! outcome.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
@@ -127,8 +128,8 @@ fn full_memory() -> Outcome {
 fn nowhere(x: &Matrix<f32, CudaMemory>) -> Result<MatRef<'_, f32, CudaMemory>, Error> {
     let address = CudaMemory::offset::<f32>(x.view().ptr(), 1 << 40);
     let layout = Layout::dense(x.rows(), x.cols())?;
-    // SAFETY: none. That nothing can be read there is the point: the device's fault is what is tested, in a process that
-    // does nothing else. The host never accesses device memory by address.
+    // SAFETY: none. That nothing can be read there is the point: the device's fault is what is tested, in a process
+    // that does nothing else. The host never accesses device memory by address.
     Ok(unsafe { MatRef::from_raw(address, layout) })
 }
 
@@ -164,8 +165,8 @@ fn illegal_address() -> Outcome {
     poisoned("a new stream", cuda.new_stream())?;
     poisoned("a new handle", Cuda::new(0))?;
     drop((x, z, layer, other, cuda));
-    // Nobody is on the device now. It may be made anew if the driver allows that; `Unavailable` would have a program fall
-    // back to the CPU without a word.
+    // Nobody is on the device now. It may be opened again if the driver allows that; `Unavailable` would have a program
+    // fall back to the CPU without a word.
     match Cuda::new(0) {
         Err(reason @ Error::Unavailable { .. }) => Err(format!("hidden: {reason}").into()),
         Err(reason) => {

@@ -1,12 +1,13 @@
-//! Matrices of more than 2^32 elements, one operand at a time: x, w, z, dx and dWf, each on every family that accepts it.
+//! Matrices of more than 2^32 elements, one operand at a time: x, w, z, dx and dWf, each on every family that accepts
+//! it.
 //!
 //! Every number is a small integer and the gate is ReLU, so the oracle is exact: no sum reaches 2^24, where f32 stops
-//! holding every integer, whatever the order of its terms, and dG and dU are at most 4, integers of bf16. What is left is one
-//! rounding of a product to f32 (the host has the same one) and one to bf16, so results are compared for equality. A
-//! bound with gamma_k and u = 2^-23 would be 0.8 % of the sum of magnitudes at k = 65541, and pass a kernel that reads
-//! whole rows in place of others.
+//! holding every integer, whatever the order of its terms, and dG and dU are at most 4, integers of bf16. What is left
+//! is one rounding of a product to f32 (the host has the same one) and one to bf16, so results are compared for
+//! equality. A bound with gamma_k and u = 2^-23 would be 0.8 % of the sum of magnitudes at k = 65541, and pass a kernel
+//! that reads half of the rows in place of others.
 //!
-//! Inputs repeat a block of rows. The periods are primes that 2^31 and 2^32 elements are no multiple of, so that an
+//! Huge inputs repeat a block of rows. The periods are primes that 2^31 and 2^32 elements are no multiple of, so that an
 //! address that wrapped around would read other values.
 
 use std::ops::Range;
@@ -255,11 +256,12 @@ fn x() -> Result<(), Failed> {
     let wf = cuda.upload(&w.host()?)?;
     let w = Weights::packed(wf.view(), Orientation::InOut)?.gate(Gate::Reglu);
     for (cuda, family) in on(&cuda, &[Family::Simt, Family::Mma], FORWARD, dims)? {
+        let what = format!("x, {family}");
         let z = cuda.forward(x.view().sub(0..TALL.rows, 0..TALL.cols)?, w, Options::new())?;
         for (row, got) in cuda.download(&z)?.view().array().rows().into_iter().enumerate() {
             for (col, got) in got.iter().enumerate() {
                 let expected = expected[row % period * FEW + col];
-                equal(&format!("x, {family}"), (row, col), got.to_f32(), expected)?;
+                equal(&what, (row, col), got.to_f32(), expected)?;
             }
         }
     }
@@ -288,11 +290,11 @@ fn w() -> Result<(), Failed> {
     let mut handles = on(&cuda, &[Family::Simt, Family::Mma], FORWARD, dims)?;
     handles.extend(on(&cuda, &[Family::Gemv], FORWARD, few)?);
     for (cuda, family) in handles {
-        let batch = if family == "gemv" { few.batch } else { BATCH };
+        let (what, batch) = (format!("w, {family}"), if family == "gemv" { few.batch } else { BATCH });
         let z = cuda.forward(x.view().sub(0..batch, 0..PACKED.rows)?, w, Options::new())?;
         for (row, got) in cuda.download(&z)?.view().array().rows().into_iter().enumerate() {
             for (col, got) in got.iter().enumerate() {
-                equal(&format!("w, {family}"), (row, col), got.to_f32(), expected[row * hidden + col])?;
+                equal(&what, (row, col), got.to_f32(), expected[row * hidden + col])?;
             }
         }
     }

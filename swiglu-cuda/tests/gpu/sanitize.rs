@@ -1,7 +1,7 @@
 //! Small shapes of every kernel, for compute-sanitizer: `gpu-run.sh sanitize`. Results are checked all the same.
 //!
-//! Listed, not drawn: each family runs every tile, arrangement of the weights, alignment and mode, and every gate. A tile's
-//! shapes leave a rest in each dimension, and have more slabs of k than any kernel has stages.
+//! Listed, not drawn: each family runs every tile, arrangement of the weights, alignment and mode, and every gate. A
+//! tile's shapes leave a rest in each dimension, and have more slabs of k than any kernel has stages.
 
 use libtest_mimic::{Failed, Trial};
 use swiglu_core::{

@@ -169,21 +169,3 @@ pub(super) fn class(kernel: Kernel) -> Kernel {
         other => other,
     }
 }
-
-/// The kernel with orientation and vectors made equal, if its gate function is not the first: of these a thinned sweep
-/// tries one.
-pub(super) fn group(kernel: Kernel) -> Kernel {
-    let first = GateCode(0);
-    match kernel {
-        Kernel::Gemm(gemm) => match gemm.product {
-            Product::Gate(gate) | Product::GateGradient(gate) if gate != first => {
-                Kernel::Gemm(Gemm { b_trans: false, vectors: Vectors::default(), ..gemm })
-            }
-            _ => kernel,
-        },
-        Kernel::Gemv { dtype, gate, rows, .. } if gate != first => {
-            Kernel::Gemv { dtype, b_trans: false, gate, rows, vectors: false }
-        }
-        other => other,
-    }
-}
