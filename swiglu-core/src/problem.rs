@@ -3,7 +3,9 @@
 use std::fmt;
 
 use crate::element::{Dtype, Scalar};
+use crate::error::{Error, Result};
 use crate::gate::Gate;
+use crate::layout::elements;
 use crate::memory::{MatRef, Memory};
 use crate::options::Options;
 use crate::weights::Orientation;
@@ -70,7 +72,8 @@ impl Access {
     }
 
     fn dense(cols: usize, dtype: Dtype) -> Self {
-        let bytes = (cols * dtype.bytes()) as u64;
+        // Only the lowest bits count.
+        let bytes = cols.wrapping_mul(dtype.bytes()) as u64;
         let align = 1 << bytes.trailing_zeros().min(Self::MAX_ALIGN.trailing_zeros());
         Self { row_stride: cols, align }
     }
@@ -143,12 +146,12 @@ impl Problem {
         match pass {
             Pass::Forward { save } => {
                 if save {
-                    accesses.pre = access(2 * dims.hidden);
+                    accesses.pre = access(dims.hidden.saturating_mul(2));
                 }
             }
             Pass::Backward { saved, dx, dwf, .. } => {
                 if saved {
-                    accesses.pre = access(2 * dims.hidden);
+                    accesses.pre = access(dims.hidden.saturating_mul(2));
                 }
                 if dx.is_some() {
                     accesses.dx = access(dims.in_features);
@@ -159,6 +162,35 @@ impl Problem {
             }
         }
         Self { pass, dtype, dims, orientation, bias: false, gate: Gate::default(), accesses, options }
+    }
+
+    /// Whether operands of these dimensions can exist, with room for tiles that reach past their edges. Calls are checked
+    /// anyway; a backend asks this of a problem that somebody made up for a plan.
+    ///
+    /// ```
+    /// use swiglu_core::{Dims, Dtype, Error, Options, Orientation, Pass, Problem};
+    /// let dims = Dims { batch: usize::MAX, in_features: 2, hidden: 2 };
+    /// let pass = Pass::Forward { save: false };
+    /// let problem = Problem::dense(pass, Dtype::F32, dims, Orientation::OutIn, Options::new());
+    /// assert!(matches!(problem.check(), Err(Error::Overflow { .. })));
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Overflow`].
+    pub fn check(&self) -> Result<()> {
+        // Columns or rows of the largest tile.
+        const EDGE: usize = 128;
+        let Dims { batch, in_features, hidden } = self.dims;
+        let padded =
+            |what, dim: usize| dim.checked_add(2 * EDGE).ok_or(Error::Overflow { what, a: dim, b: 1 });
+        let packed = padded("packed width", elements("packed width", hidden, 2)?)?;
+        let (batch, in_features) = (padded("batch", batch)?, padded("in_features", in_features)?);
+        // Bytes of f32, the widest element of a workspace; twice, for two of them in one.
+        let row = elements("packed row bytes", packed, 2 * size_of::<f32>())?;
+        elements("pre-activations", batch, row)?;
+        elements("packed weights", in_features, row)?;
+        elements("x", batch, elements("x row bytes", in_features, size_of::<f32>())?)?;
+        Ok(())
     }
 
     /// Floating-point operations of the matrix products: `4 * B * I * D` for each of forward, dX and dWf, and for the

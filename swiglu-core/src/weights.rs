@@ -20,8 +20,8 @@ impl Orientation {
     /// Shape of the packed matrix.
     pub const fn packed_shape(self, in_features: usize, hidden: usize) -> (usize, usize) {
         match self {
-            Orientation::InOut => (in_features, 2 * hidden),
-            Orientation::OutIn => (2 * hidden, in_features),
+            Orientation::InOut => (in_features, hidden.saturating_mul(2)),
+            Orientation::OutIn => (hidden.saturating_mul(2), in_features),
         }
     }
 

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use ndarray::{Array2, s};
 use swiglu_core::{
-    AdamW, Backend, Dense, Error, FusedSwiGLU, Gate, Gradient, Gradients, Host, Layout, LossTargets, MatMut,
-    MatRef, Matrix, Memory, Op, Options, Orientation, Out, Result, Save, SwiGLU, SwiGLUMlp, Target, Weights,
-    bf16,
+    AdamW, Backend, Dense, Dims, Dtype, Error, FusedSwiGLU, Gate, Gradient, GradientKind, Gradients, Host,
+    Layout, LossTargets, MatMut, MatRef, Matrix, Memory, Op, Options, Orientation, Out, Pass, Problem,
+    Result, Save, SwiGLU, SwiGLUMlp, Target, Weights, bf16,
 };
 use swiglu_cpu::Cpu;
 use swiglu_testkit::{Fake, Fault};
@@ -214,4 +214,29 @@ fn a_refused_call_writes_nothing() {
     let mut y = ok(Matrix::try_from(Array2::from_elem((B, I + 1), 7.0f32)));
     assert!(mlp.forward_train_into(x.view(), y.view_mut(), &mut kept).is_err());
     assert!(y.into_array().iter().all(|&v| v == 7.0), "y after a refused forward");
+}
+
+#[test]
+fn a_problem_that_cannot_exist_has_no_plan() {
+    let gradient = Some(GradientKind { dtype: Dtype::F32, add: false });
+    let passes = [
+        Pass::Forward { save: true },
+        Pass::Backward { saved: false, dx: gradient, dwf: gradient, dbias: gradient },
+    ];
+    let sizes = [0, 1, 7, 1 << 20, isize::MAX as usize / 8, isize::MAX as usize, usize::MAX];
+    let cpu = Cpu::new();
+    let (mut planned, mut refused) = (0, 0);
+    for (batch, in_features) in sizes.iter().flat_map(|&batch| sizes.map(|in_features| (batch, in_features)))
+    {
+        for (hidden, pass) in sizes.iter().flat_map(|&hidden| passes.map(|pass| (hidden, pass))) {
+            let dims = Dims { batch, in_features, hidden };
+            let problem = Problem::dense(pass, Dtype::Bf16, dims, Orientation::InOut, Options::new());
+            match SwiGLU::<f32>::plan(&cpu, &problem) {
+                Ok(_) => planned += 1,
+                Err(Error::Overflow { .. }) => refused += 1,
+                Err(other) => panic!("{dims:?}: {other}"),
+            }
+        }
+    }
+    assert!(planned > 0 && refused > 0, "{planned} planned, {refused} refused");
 }

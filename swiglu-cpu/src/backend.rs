@@ -194,6 +194,7 @@ macro_rules! swiglu {
             }
 
             fn plan(&self, problem: &Problem) -> Result<Plan> {
+                problem.check()?;
                 Ok(plan::plan(self.isa()?, self.threads(), problem))
             }
         }

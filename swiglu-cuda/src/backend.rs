@@ -296,6 +296,7 @@ macro_rules! swiglu {
             }
 
             fn plan(&self, problem: &Problem) -> Result<Plan> {
+                problem.check()?;
                 self.planner().describe(self.name(), problem)
             }
         }
