@@ -15,7 +15,7 @@ use crate::device::Facts;
 use crate::gemm::GateCode;
 use crate::kernel::{Kernel, gate_code};
 use crate::memory::CudaMemory;
-use crate::params::{AddBiasParams, ColumnSumsParams, GateParams, GemmParams, Operand};
+use crate::params::{AddBiasParams, GateParams, GemmParams, Operand};
 use crate::passes::{column_sums, destination, launch_gemm, out_type};
 use crate::plan::{Matmul, Planner, Sums, padded};
 use crate::queue::{Call, Queue};
@@ -162,8 +162,8 @@ pub(crate) fn multiply(call: &mut Call<'_>, product: &Product) -> Result<()> {
     match product.shape {
         (0, ..) | (_, 0, _) => Ok(()),
         (.., 0) if product.add => Ok(()),
-        (.., 0) => multiply_by_kernel(call, product),
-        _ if rounds_before_adding(product) => multiply_by_kernel(call, product),
+        (.., 0) => multiply_by_kernel(call, planner(call), product),
+        _ if rounds_before_adding(product) => multiply_by_kernel(call, planner(call), product),
         _ => call.cublas()?.multiply(product),
     }
 }
@@ -172,9 +172,14 @@ fn rounds_before_adding(product: &Product) -> bool {
     product.add && product.kind.out != Dtype::F32
 }
 
-fn multiply_by_kernel(call: &Call<'_>, product: &Product) -> Result<()> {
+fn planner(call: &Call<'_>) -> Planner {
+    Planner { facts: *call.facts(), forced: None }
+}
+
+/// Enqueues a product by a kernel of this crate.
+pub(crate) fn multiply_by_kernel(call: &Call<'_>, planner: Planner, product: &Product) -> Result<()> {
     let Product { kind, a, b, c, shape: (m, n, k), add } = *product;
-    let gemm = Planner { facts: *call.facts(), forced: None }.matmul(&Matmul {
+    let gemm = planner.matmul(&Matmul {
         dtype: kind.dtype,
         out: kind.out,
         a_trans: kind.op_a == Op::T,
@@ -280,18 +285,7 @@ pub(crate) fn backward<T: Element>(queue: &Queue, call: Backward<'_, T, CudaMemo
         weight_gradient(&mut call, &problem, x, dab, &dwf)?;
     }
     if let (Some(sums), Some(dbias)) = (needs.sums, dbias) {
-        let (to, add) = destination(&dbias);
-        let params = ColumnSumsParams {
-            a: dab,
-            to: to.data,
-            partial: call.at(sums.partial),
-            rows: batch as i64,
-            cols: 2 * hidden as i64,
-            rows_per_chunk: sums.rows_per_chunk as i64,
-            chunks: sums.chunks as i64,
-            add: u32::from(add),
-            unused: 0,
-        };
+        let params = sums.params((dab, batch, 2 * hidden), call.at(sums.partial), destination(&dbias));
         column_sums(&call, sums, &params)?;
     }
     Ok(())

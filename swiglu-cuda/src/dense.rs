@@ -1,51 +1,20 @@
 //! `Dense` on the device: products by the same kernels as the op, or by cuBLAS, and what stands around them.
 
 use swiglu_core::ops::{AdamWStep, AddBias, ColumnSums, CrossEntropy, GateBackward, GateForward, MatMul};
-use swiglu_core::{Checked, Dense, Dtype, Element, Gradient, Op, OptimizerMut, Precision, Result, bf16, f16};
+use swiglu_core::{Checked, Dense, Dtype, Element, Gradient, OptimizerMut, Precision, Result, bf16, f16};
 
 use crate::arena::Layout;
 use crate::backend::Cuda;
-use crate::composed::multiply;
+use crate::composed::{multiply, multiply_by_kernel};
 use crate::cublas::{Product, ProductKind};
 use crate::kernel::{Kernel, gate_code};
 use crate::memory::CudaMemory;
-use crate::params::{
-    AdamWParams, AddBiasParams, ColumnSumsParams, CrossEntropyParams, GateParams, GemmParams, Operand,
-};
-use crate::passes::{column_sums, destination, launch_gemm, out_type};
-use crate::plan::{Matmul, Sums};
+use crate::params::{AdamWParams, AddBiasParams, CrossEntropyParams, GateParams, Operand};
+use crate::passes::{column_sums, destination, out_type};
+use crate::plan::Sums;
 
 impl Cuda {
-    fn matmul_on_kernels<T: Element>(&self, call: MatMul<'_, T, CudaMemory>) -> Result<()> {
-        let MatMul { a, op_a, b, op_b, c } = call;
-        let ((m, n), (_, k)) = (c.shape(), op_a.shape(a.shape()));
-        let (to, add) = destination(&c);
-        let out = out_type(&c);
-        let (a, b) = (Operand::read(a), Operand::read(b));
-        let gemm = self.planner().matmul(&Matmul {
-            dtype: T::DTYPE,
-            out,
-            a_trans: op_a == Op::T,
-            b_trans: op_b == Op::T,
-            shape: (m, n),
-            inputs: a.alignment(T::DTYPE).min(b.alignment(T::DTYPE)),
-            outputs: to.alignment(out),
-        });
-        let params = GemmParams {
-            a: [a, Operand::NONE],
-            b: [b, Operand::NONE],
-            c: [to, Operand::NONE],
-            m: m as i64,
-            n: n as i64,
-            k: k as i64,
-            segments: 1,
-            add: u32::from(add),
-            ..GemmParams::default()
-        };
-        launch_gemm(&self.queue().call(0)?, gemm, &params)
-    }
-
-    fn matmul_by_cublas<T: Element>(&self, call: MatMul<'_, T, CudaMemory>) -> Result<()> {
+    fn product<T: Element>(&self, call: MatMul<'_, T, CudaMemory>) -> Result<()> {
         let MatMul { a, op_a, b, op_b, c } = call;
         let ((m, n), (_, k)) = (c.shape(), op_a.shape(a.shape()));
         let (to, add) = destination(&c);
@@ -53,7 +22,11 @@ impl Cuda {
         let kind = ProductKind { dtype, out: out_type(&c), precision, op_a, op_b };
         let product =
             Product { kind, a: Operand::read(a), b: Operand::read(b), c: to, shape: (m, n, k), add };
-        multiply(&mut self.queue().call(0)?, &product)
+        let mut call = self.queue().call(0)?;
+        match self.has_cublas() {
+            true => multiply(&mut call, &product),
+            false => multiply_by_kernel(&call, self.planner(), &product),
+        }
     }
 
     fn bias_sum<T: Element>(&self, call: AddBias<'_, T, CudaMemory>) -> Result<()> {
@@ -78,19 +51,8 @@ impl Cuda {
         let (rows, cols) = a.shape();
         let mut workspace = Layout::default();
         let sums = Sums::new(T::DTYPE, out_type(&to), rows, cols, &mut workspace);
-        let (destination, add) = destination(&to);
         let call = self.queue().call(workspace.bytes())?;
-        let params = ColumnSumsParams {
-            a: Operand::read(a),
-            to: destination.data,
-            partial: call.at(sums.partial),
-            rows: rows as i64,
-            cols: cols as i64,
-            rows_per_chunk: sums.rows_per_chunk as i64,
-            chunks: sums.chunks as i64,
-            add: u32::from(add),
-            unused: 0,
-        };
+        let params = sums.params((Operand::read(a), rows, cols), call.at(sums.partial), destination(&to));
         column_sums(&call, sums, &params)
     }
 
@@ -190,8 +152,7 @@ macro_rules! dense {
     ($($t:ty),*) => {$(
         impl Dense<$t> for Cuda {
             fn run_matmul(&self, call: Checked<MatMul<'_, $t, CudaMemory>>) -> Result<()> {
-                let call = call.into_inner();
-                if self.has_cublas() { self.matmul_by_cublas(call) } else { self.matmul_on_kernels(call) }
+                self.product(call.into_inner())
             }
 
             fn run_add_bias(&self, call: Checked<AddBias<'_, $t, CudaMemory>>) -> Result<()> {

@@ -145,17 +145,9 @@ pub(crate) fn backward<T: Element>(
         let out_bytes = sums.out.bytes() * hidden;
         let partial_bytes = sums.chunks * hidden * size_of::<f32>();
         for (half, a) in [dab.gate, dab.up].into_iter().enumerate() {
-            let params = ColumnSumsParams {
-                a,
-                to: to.data + (half * out_bytes) as u64,
-                partial: call.at(sums.partial + half * partial_bytes),
-                rows: batch as i64,
-                cols: hidden as i64,
-                rows_per_chunk: sums.rows_per_chunk as i64,
-                chunks: sums.chunks as i64,
-                add: u32::from(add),
-                unused: 0,
-            };
+            let to = Operand { data: to.data + (half * out_bytes) as u64, ..to };
+            let partial = call.at(sums.partial + half * partial_bytes);
+            let params = sums.params((a, batch, hidden), partial, (to, add));
             column_sums(&call, sums, &params)?;
         }
     }

@@ -8,6 +8,7 @@ use crate::arena::Layout;
 use crate::device::Facts;
 use crate::gemm::{Edge, Family, GateCode, Gemm, Product, Vectors};
 use crate::kernel::{Kernel, gate_code};
+use crate::params::{ColumnSumsParams, Operand};
 use crate::{ComputeCapability, composed};
 
 /// Bytes of the widest access, `ld.global.v4`: what vector loads, and `cp.async`, need rows to be aligned to.
@@ -312,6 +313,26 @@ impl Sums {
         let chunks = rows.div_ceil(rows_per_chunk).max(1);
         let partial = workspace.part(chunks * cols * size_of::<f32>());
         Self { dtype, out, rows_per_chunk, chunks, partial }
+    }
+
+    /// The argument of both stages for a matrix; `partial` is where the sums of its chunks go.
+    pub(crate) fn params(
+        &self,
+        (a, rows, cols): (Operand, usize, usize),
+        partial: u64,
+        (to, add): (Operand, bool),
+    ) -> ColumnSumsParams {
+        ColumnSumsParams {
+            a,
+            to: to.data,
+            partial,
+            rows: rows as i64,
+            cols: cols as i64,
+            rows_per_chunk: self.rows_per_chunk as i64,
+            chunks: self.chunks as i64,
+            add: u32::from(add),
+            unused: 0,
+        }
     }
 }
 

@@ -158,7 +158,7 @@ fn illegal_address() -> Outcome {
     poisoned("forward", layer.forward(&x))?;
     poisoned("zeros", cuda.zeros::<f32>(1, 1))?;
     poisoned("download", cuda.download(&z))?;
-    poisoned("upload", cuda.upload(&crate::streams::noise(2, 2)?))?;
+    poisoned("upload", cuda.upload(&crate::streams::noise::<f32>(2, 2)?))?;
     poisoned("memory", cuda.memory())?;
     poisoned("capture", cuda.capture(|| Ok(())))?;
     poisoned("another handle", other.zeros::<f32>(1, 1))?;

@@ -2,12 +2,13 @@
 
 use libtest_mimic::{Failed, Trial};
 use swiglu_core::{
-    Backend, Dense, Element, Error, FusedSwiGLU, Gradients, Host, Matrix, Op, Options, Out, Precision, Route,
+    Backend, Dense, Element, Error, FusedSwiGLU, Gradients, Matrix, Op, Options, Out, Precision, Route,
     SwiGLU, Target, Unfused, bf16,
 };
 use swiglu_cuda::{Cuda, CudaError, CudaMemory};
 
 use crate::cuda;
+use crate::streams::noise;
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
@@ -21,19 +22,6 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 const COMPOSED: Options = Options::new().route(Route::Composed);
-
-/// Numbers without a pattern.
-fn noise<T: Element>(rows: usize, cols: usize) -> Result<Matrix<T, Host>, Error> {
-    let mut matrix = Matrix::host_zeros(rows, cols)?;
-    let mut state = 88_172_645_463_325_252u64;
-    for value in matrix.view_mut().array_mut() {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        *value = T::from_f32((state >> 40) as f32 / (1u64 << 23) as f32 - 1.0);
-    }
-    Ok(matrix)
-}
 
 fn values<T: Element>(cuda: &Cuda, m: &Matrix<T, CudaMemory>) -> Result<Vec<f32>, Error> {
     Ok(cuda.download(m)?.into_array().iter().map(|value| value.to_f32()).collect())

@@ -1,7 +1,7 @@
 //! Streams, handles and graphs.
 
 use libtest_mimic::{Failed, Trial};
-use swiglu_core::{Backend, Error, FusedSwiGLU, Host, Matrix};
+use swiglu_core::{Backend, Element, Error, FusedSwiGLU, Host, Matrix};
 use swiglu_cuda::{Cuda, CudaError};
 
 use crate::cuda;
@@ -22,14 +22,14 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 /// Numbers without a pattern.
-pub(crate) fn noise(rows: usize, cols: usize) -> Result<Matrix<f32, Host>, Error> {
+pub(crate) fn noise<T: Element>(rows: usize, cols: usize) -> Result<Matrix<T, Host>, Error> {
     let mut matrix = Matrix::host_zeros(rows, cols)?;
     let mut state = 88_172_645_463_325_252u64;
     for value in matrix.view_mut().array_mut() {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        *value = (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
+        *value = T::from_f32((state >> 40) as f32 / (1u64 << 23) as f32 - 1.0);
     }
     Ok(matrix)
 }
@@ -100,7 +100,7 @@ fn device_copies() -> Result<(), Failed> {
 fn long_row() -> Result<(), Failed> {
     let cuda = cuda()?;
     // 3 rows of 2.8 MB: several staging buffers each, none of them full at the end.
-    let from = noise(3, 700_001)?;
+    let from = noise::<f32>(3, 700_001)?;
     let back = cuda.download(&cuda.upload(&from)?)?;
     if back.view().array() == from.view().array() { Ok(()) } else { Err("the copy differs".into()) }
 }
@@ -159,7 +159,8 @@ fn parked() -> Result<(), Failed> {
         return Err(format!("{} blocks are parked", cuda.parked()).into());
     }
     // New matrices must not get the memory of the dropped one.
-    let scribble: Vec<_> = (0..8).map(|_| cuda.upload(&noise(64, 256)?)).collect::<Result<_, Error>>()?;
+    let scribble: Vec<_> =
+        (0..8).map(|_| cuda.upload(&noise::<f32>(64, 256)?)).collect::<Result<_, Error>>()?;
     graph.launch()?;
     if bits(&cuda, &z)? != expected {
         return Err("the graph read something else than its operand".into());
