@@ -62,12 +62,7 @@ impl Cuda {
     /// # Errors
     /// [`Error::Unavailable`] with what is missing and what to do; [`Error::Device`] when the stream cannot be made.
     pub fn new(ordinal: usize) -> Result<Self> {
-        let device = Device::open(ordinal)?;
-        let stream = device
-            .context
-            .new_stream()
-            .map_err(|DriverError(code)| device.health.failed("cuStreamCreate", code))?;
-        Ok(Self::with(device, stream))
+        Self::on_new_stream(Device::open(ordinal)?)
     }
 
     /// A stream of the caller's. Work is ordered with everything else on it.
@@ -88,6 +83,14 @@ impl Cuda {
         Ok(Self::with(device, stream))
     }
 
+    fn on_new_stream(device: Arc<Device>) -> Result<Self> {
+        let stream = device
+            .context
+            .new_stream()
+            .map_err(|DriverError(code)| device.health.failed("cuStreamCreate", code))?;
+        Ok(Self::with(device, stream))
+    }
+
     fn with(device: Arc<Device>, stream: Arc<CudaStream>) -> Self {
         let stream = Stream::new(stream, device.health.clone());
         Self { queue: Arc::new(Queue::new(device, stream)), family: None, cublas: false }
@@ -98,12 +101,8 @@ impl Cuda {
     /// # Errors
     /// [`Error::Device`].
     pub fn new_stream(&self) -> Result<Self> {
-        let device = self.queue.device.clone();
-        let stream = device
-            .context
-            .new_stream()
-            .map_err(|DriverError(code)| device.health.failed("cuStreamCreate", code))?;
-        Ok(Self { family: self.family, cublas: self.cublas, ..Self::with(device, stream) })
+        let other = Self::on_new_stream(self.queue.device.clone())?;
+        Ok(Self { family: self.family, cublas: self.cublas, ..other })
     }
 
     /// With this family of kernels wherever it accepts a problem; where it does not, the plan says why.

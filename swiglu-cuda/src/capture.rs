@@ -67,8 +67,8 @@ impl Cuda {
     /// ([`MatRef::from_raw`](swiglu_core::MatRef::from_raw)) must be kept by its owner.
     ///
     /// # Errors
-    /// What `work` returns; [`CudaError::NotWarm`] for a call that had to compile, allocate or copy from or to the host;
-    /// [`CudaError::Capture`] when another capture of this handle is under way or nothing was captured.
+    /// What `work` returns; [`CudaError::NotWarm`] for a call that had to compile, allocate or copy from or to the host,
+    /// and while another capture of this stream is under way; [`CudaError::Capture`] when the driver gives no graph.
     pub fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
         let recording = Recording::begin(self.shared_queue())?;
         work()?;
@@ -110,7 +110,7 @@ impl Recording {
                 queue.lot.enter();
                 Ok(Graph { graph: Captured(graph), queue })
             }
-            Ok(None) => Err(CudaError::Capture { reason: "nothing was captured" }.into()),
+            Ok(None) => Err(CudaError::Capture { reason: "the driver gave no graph" }.into()),
             Err(DriverError(code)) => Err(queue.device.health.failed("cuStreamEndCapture", code)),
         }
     }

@@ -24,6 +24,9 @@
 //! it, and kept on disk (`SWIGLU_CUDA_CACHE`). [`Family`] lists the kinds; the plan of a problem
 //! ([`SwiGLU::plan`](swiglu_core::SwiGLU::plan)) names what runs.
 //!
+//! `Route::Composed`, and the dense products of [`Cuda::with_cublas`], go through cuBLAS, which is looked for when such a
+//! call first needs it: `SWIGLU_CUBLAS` names the library, else the usual names and toolkits are tried.
+//!
 //! # Streams and graphs
 //!
 //! A call enqueues and returns. Matrices belong to the stream of their handle, and one of another stream is refused. A

@@ -33,10 +33,9 @@ unsafe impl Send for Chunk {}
 
 impl Drop for Chunk {
     fn drop(&mut self) {
-        // SAFETY: the block came from cuMemAllocHost and is freed once; the event says that no copy reads it any more.
-        // A failure means that the context is lost, and the memory with it.
+        // A failure, of this or of the next call, means that the context is lost, and the memory with it.
         let _ = self.free.synchronize();
-        // SAFETY: as above.
+        // SAFETY: the block came from cuMemAllocHost and is freed once; the event says that no copy reads it any more.
         let _ = unsafe { sys::cuMemFreeHost(self.memory.as_ptr().cast()) };
     }
 }

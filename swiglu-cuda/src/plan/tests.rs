@@ -292,3 +292,21 @@ fn a_forward_is_no_backward() {
     let refused = planner(H100, None).backward(&problem);
     assert!(matches!(refused, Err(swiglu_core::Error::Unsupported { .. })), "{refused:?}");
 }
+
+/// Chunks cover every row once, whatever the number of rows, and the argument says so to both stages.
+#[test]
+fn column_sums_cover_every_row() {
+    for rows in [0, 1, 63, 64, 65, 4096, 4097, 1_000_003] {
+        let mut workspace = Layout::default();
+        let sums = Sums::new(Dtype::Bf16, Dtype::F32, rows, 10, &mut workspace);
+        assert!(sums.chunks * sums.rows_per_chunk >= rows, "{rows}: {sums:?}");
+        assert!(sums.chunks == 1 || (sums.chunks - 1) * sums.rows_per_chunk < rows, "{rows}: {sums:?}");
+        assert!(workspace.bytes() >= sums.chunks * 10 * size_of::<f32>(), "{rows}: {workspace:?}");
+        let (a, to) = (Operand { data: 256, stride: 12 }, Operand { data: 512, stride: 10 });
+        let params = sums.params((a, rows, 10), 1024, (to, true));
+        assert_eq!((params.a, params.to, params.partial, params.add), (a, 512, 1024, 1));
+        assert_eq!((params.rows, params.cols), (rows as i64, 10));
+        let chunks = (sums.chunks as i64, sums.rows_per_chunk as i64);
+        assert_eq!((params.chunks, params.rows_per_chunk), chunks);
+    }
+}

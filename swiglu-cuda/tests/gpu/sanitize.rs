@@ -113,7 +113,7 @@ fn few_rows(dtype: Dtype) -> Vec<Case> {
 
 fn run(family: Family, cases: &[Case]) -> Result<(), Failed> {
     let (cuda, config) = (cuda()?.with_family(family), config());
-    // Some tools are a hundred times slower than others.
+    // Racecheck is some six times slower than the other tools: gpu-run.sh gives it a share.
     let every = std::env::var("SWIGLU_SANITIZE_EVERY").map_or(Ok(1), |every| every.parse::<usize>())?;
     let cases: Vec<_> = cases.iter().step_by(every.max(1)).collect();
     for case in &cases {
