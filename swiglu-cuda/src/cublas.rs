@@ -230,63 +230,29 @@ impl Session {
         let alpha = 1f32;
         let (alpha, beta) = ((&raw const alpha).cast::<c_void>(), (&raw const beta).cast::<c_void>());
         let (a, b, c) = (a as *const c_void, b as *const c_void, c as *mut c_void);
-        match &self.cublas.gemm {
-            Gemm::Wide(gemm) => {
+        // The two functions differ in the width of these numbers alone.
+        macro_rules! gemm {
+            ($gemm:ident, [$m:expr, $n:expr, $k:expr], [$lda:expr, $ldb:expr, $ldc:expr]) => {
                 // SAFETY: type and lifetime as in `loader.rs`; the handle is live; the scalars are live and, as the
                 // compute type says, f32 in host memory, where a new handle looks for them; the caller's promise on
                 // the operands.
-                let code = unsafe {
-                    (gemm.call)(
-                        self.raw,
-                        transa,
-                        transb,
-                        m,
-                        n,
-                        k,
-                        alpha,
-                        a,
-                        factors,
-                        lda,
-                        b,
-                        factors,
-                        ldb,
-                        beta,
-                        c,
-                        ctype,
-                        ldc,
-                        compute,
-                        GEMM_DEFAULT,
+                unsafe {
+                    ($gemm.call)(
+                        self.raw, transa, transb, $m, $n, $k, alpha, a, factors, $lda, b, factors, $ldb, beta, c,
+                        ctype, $ldc, compute, GEMM_DEFAULT,
                     )
-                };
+                }
+            };
+        }
+        match &self.cublas.gemm {
+            Gemm::Wide(wide) => {
+                let code = gemm!(wide, [m, n, k], [lda, ldb, ldc]);
                 self.cublas.check("cublasGemmEx_64", code)
             }
-            Gemm::Narrow(gemm) => {
+            Gemm::Narrow(narrow) => {
                 let [m, n, k] = self.narrow([m, n, k])?;
                 let [lda, ldb, ldc] = self.narrow([lda, ldb, ldc])?;
-                // SAFETY: as above.
-                let code = unsafe {
-                    (gemm.call)(
-                        self.raw,
-                        transa,
-                        transb,
-                        m,
-                        n,
-                        k,
-                        alpha,
-                        a,
-                        factors,
-                        lda,
-                        b,
-                        factors,
-                        ldb,
-                        beta,
-                        c,
-                        ctype,
-                        ldc,
-                        compute,
-                        GEMM_DEFAULT,
-                    )
-                };
+                let code = gemm!(narrow, [m, n, k], [lda, ldb, ldc]);
                 self.cublas.check("cublasGemmEx", code)
             }
         }
