@@ -14,26 +14,16 @@
 //
 // A stage has 128 bytes of k, or 64 where there is a star.
 #pragma once
-#include "params.cuh"
+#include "product.cuh"
 
 #ifndef TF32
 #define TF32 0
 #endif
-#ifndef OUT_F32
-#define OUT_F32 0
-#endif
 
 static_assert((DTYPE == F32) == (TF32 == 1), "the tensor cores take 16-bit elements, or f32 rounded to tf32");
 static_assert(BLOCK == 32 || BLOCK == 64 || BLOCK == 128, "the tiles that warps are laid out for");
-static_assert(OUT_F32 == 0 || PRODUCT == STORE, "only STORE keeps its sums in f32");
-
-typedef Element<DTYPE> In;
-typedef Element<OUT_F32 ? F32 : DTYPE> Out;
 
 constexpr u32 kElementBytes = sizeof(In::Bits);
-
-// Products per output: gate and up side by side, in the same thread.
-constexpr u32 kHalves = PRODUCT == STORE ? 1 : 2;
 
 // Warps are laid out kWarpsM x kWarpsN. In the largest tiles each has 128 sums per thread, half of its registers: the
 // most that fits beside two sets of fragments, for the fewest shared memory reads per product.

@@ -11,8 +11,8 @@
 // own copies of block i + 1, and the barrier behind that wait says two things: everyone's copies of block i + 1 have
 // landed, and everyone has read block i, whose stage is the next to be filled. Fragments are read one step ahead of
 // their products, across that barrier too, so that there are always products to do.
+#include "epilogue.cuh"
 #include "mma_config.cuh"
-#include "mma_epilogue.cuh"
 #include "mma_tile.cuh"
 
 typedef Tile<false, BLOCK, !A_TRANS> TileA;

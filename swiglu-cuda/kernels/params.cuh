@@ -47,6 +47,24 @@ static_assert(sizeof(GemmParams) == 200, "src/params.rs has the same size");
 #define GATE 1
 #define GATE_GRADIENT 2
 
+// What cuTensorMapEncodeTiled makes: where a matrix is, and how a box of it lies in shared memory.
+struct alignas(64) TensorMap {
+    u64 opaque[16];
+};
+
+// A product by TMA: maps of the matrices in `gemm`. A map that is not used is zeros.
+struct Sm90Params {
+    TensorMap a[2];
+    TensorMap b[2];
+    TensorMap c[2];
+    TensorMap pre[2];
+    GemmParams gemm;
+    // Independent products: c[i] = a[i] . b[i] for each, for STORE.
+    u32 products;
+    u32 unused;
+};
+static_assert(sizeof(Sm90Params) == 1280, "src/params.rs has the same size");
+
 // Elementwise passes over [rows, cols] halves. Forward: z = h(gate, up). Backward: z is dz, and gate and up become
 // dz * dh/dg and dz * dh/du in place.
 struct GateParams {

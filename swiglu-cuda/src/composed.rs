@@ -185,6 +185,8 @@ pub(crate) fn multiply_by_kernel(call: &Call<'_>, planner: Planner, product: &Pr
         a_trans: kind.op_a == Op::T,
         b_trans: kind.op_b == Op::T,
         shape: (m, n),
+        k,
+        add,
         inputs: a.alignment(kind.dtype).min(b.alignment(kind.dtype)),
         outputs: c.alignment(kind.out),
     });

@@ -19,7 +19,7 @@ functions! { DriverFunctions, "system":
 
 /// What the backend calls through cudarc, which looks a function up when it is first called and panics where it is
 /// missing.
-const CALLED_THROUGH_CUDARC: [&str; 45] = [
+const CALLED_THROUGH_CUDARC: [&str; 46] = [
     "cuInit",
     "cuDeviceGet",
     "cuDeviceGetAttribute",
@@ -59,6 +59,7 @@ const CALLED_THROUGH_CUDARC: [&str; 45] = [
     "cuModuleGetFunction",
     "cuFuncSetAttribute",
     "cuLaunchKernel",
+    "cuTensorMapEncodeTiled",
     "cuGraphInstantiateWithFlags",
     "cuGraphLaunch",
     "cuGraphUpload",

@@ -20,6 +20,9 @@ pub enum Family {
     /// Tensor cores by `mma.sync`, from compute capability 8.0 on: 16-bit types, and f32 as TF32 when asked for.
     /// Rows must start at multiples of 16 bytes.
     Mma,
+    /// Hopper's tensor cores, by `wgmma` and TMA: 16-bit types on compute capability 9.0. Rows must start at multiples
+    /// of 16 bytes.
+    Sm90,
     /// Products of a vector and a matrix, for batches of up to 8 rows.
     Gemv,
 }
@@ -29,6 +32,7 @@ impl fmt::Display for Family {
         f.write_str(match self {
             Family::Simt => "simt",
             Family::Mma => "mma",
+            Family::Sm90 => "sm90",
             Family::Gemv => "gemv",
         })
     }
@@ -87,7 +91,16 @@ pub(crate) struct Vectors {
     pub(crate) c: bool,
 }
 
-/// A kernel of the families `simt` and `mma`.
+/// What only kernels of the family `sm90` differ in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub(crate) struct Hopper {
+    /// Two blocks copy B for each other.
+    pub(crate) pairs: bool,
+    /// C is written by TMA.
+    pub(crate) boxes: bool,
+}
+
+/// A kernel of the families `simt`, `mma` and `sm90`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Gemm {
     pub(crate) family: Family,
@@ -101,6 +114,7 @@ pub(crate) struct Gemm {
     pub(crate) product: Product,
     pub(crate) edge: Edge,
     pub(crate) vectors: Vectors,
+    pub(crate) hopper: Hopper,
 }
 
 impl Gemm {
@@ -110,34 +124,54 @@ impl Gemm {
         match (self.family, self.product.is_paired()) {
             // A simt tile holds gate and up columns in its own edge.
             (Family::Simt, true) => (edge, edge / 2),
+            (Family::Sm90, false) => (sm90::ROWS, sm90::COLUMNS),
+            (Family::Sm90, true) => (sm90::ROWS, sm90::COLUMNS / 2),
             _ => (edge, edge),
         }
     }
 
-    /// Blocks of threads for an m x n product.
-    pub(crate) fn blocks(&self, m: u64, n: u64) -> u64 {
+    /// Tiles of an m x n product. Except in `sm90`, each has a block of threads.
+    pub(crate) fn tiles(&self, m: u64, n: u64) -> u64 {
         let (rows, cols) = self.tile();
         m.div_ceil(rows).saturating_mul(n.div_ceil(cols))
+    }
+
+    /// Blocks of threads for an m x n product, or for `products` of them where these share a launch's blocks.
+    pub(crate) fn blocks(&self, (m, n, products): (u64, u64, u64), facts: &Facts) -> u64 {
+        match self.family {
+            Family::Sm90 => {
+                let cluster = if self.hopper.pairs { 2 } else { 1 };
+                // Clusters that work on tiles, of which they take as many rows as they have blocks.
+                let clusters = self.tiles(m.div_ceil(cluster), n).saturating_mul(products);
+                clusters.min(u64::from(facts.multiprocessors) / cluster) * cluster
+            }
+            _ => self.tiles(m, n),
+        }
     }
 
     /// Threads of a block.
     pub(crate) fn threads(&self) -> u32 {
         match self.family {
             Family::Mma => mma::threads(self),
+            Family::Sm90 => sm90::THREADS,
             _ => simt::threads(self),
         }
     }
 
     /// Whether a block's shared memory can hold what the kernel needs of it.
     pub(crate) fn fits(&self, facts: &Facts) -> bool {
-        // One stage fills while another is read.
-        self.family != Family::Mma || mma::stages(self, facts) >= 2
+        match self.family {
+            // One stage fills while another is read.
+            Family::Mma => mma::stages(self, facts) >= 2,
+            _ => self.shared_bytes(facts) <= facts.shared_bytes,
+        }
     }
 
     /// Bytes of dynamic shared memory of a block.
     pub(crate) fn shared_bytes(&self, facts: &Facts) -> u32 {
         match self.family {
             Family::Mma => mma::stages(self, facts) * mma::stage_bytes(self, facts),
+            Family::Sm90 => sm90::SHARED_BYTES,
             _ => 0,
         }
     }
@@ -196,6 +230,16 @@ mod mma {
     pub(super) fn stage_bytes(gemm: &Gemm, facts: &Facts) -> u32 {
         gemm.edge as u32 * (1 + halves(gemm)) * k_bytes(gemm, facts)
     }
+}
+
+/// What `sm90_config.cuh` has.
+mod sm90 {
+    pub(super) const THREADS: u32 = 3 * 128;
+    pub(super) const ROWS: u64 = 128;
+    /// Of both halves together.
+    pub(super) const COLUMNS: u64 = 256;
+    /// Four stages of 48 KiB, 32 KiB of C, a full and an empty barrier for each stage, and the way to the next KiB.
+    pub(super) const SHARED_BYTES: u32 = 4 * 48 * 1024 + 32 * 1024 + 2 * 4 * 8 + 1024;
 }
 
 impl fmt::Display for Gemm {

@@ -14,9 +14,14 @@ const HEADERS: &[(&str, &str)] = &[
     ("params.cuh", include_str!("../kernels/params.cuh")),
     ("gate.cuh", include_str!("../kernels/gate.cuh")),
     ("pack.cuh", include_str!("../kernels/pack.cuh")),
+    ("product.cuh", include_str!("../kernels/product.cuh")),
+    ("epilogue.cuh", include_str!("../kernels/epilogue.cuh")),
+    ("sm90_ptx.cuh", include_str!("../kernels/sm90_ptx.cuh")),
+    ("sm90_wgmma.cuh", include_str!("../kernels/sm90_wgmma.cuh")),
+    ("sm90_config.cuh", include_str!("../kernels/sm90_config.cuh")),
+    ("sm90_epilogue.cuh", include_str!("../kernels/sm90_epilogue.cuh")),
     ("mma_config.cuh", include_str!("../kernels/mma_config.cuh")),
     ("mma_tile.cuh", include_str!("../kernels/mma_tile.cuh")),
-    ("mma_epilogue.cuh", include_str!("../kernels/mma_epilogue.cuh")),
 ];
 
 macro_rules! source {
@@ -27,6 +32,7 @@ macro_rules! source {
 
 static SIMT_GEMM: Source = source!("simt_gemm.cu");
 static MMA_GEMM: Source = source!("mma_gemm.cu");
+static SM90_GEMM: Source = source!("sm90_gemm.cu");
 static GEMV: Source = source!("gemv.cu");
 static ELEMENTWISE: Source = source!("elementwise.cu");
 static LOSS: Source = source!("loss.cu");
@@ -35,7 +41,7 @@ static ADAMW: Source = source!("adamw.cu");
 /// A kernel and everything that it is specialised for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kernel {
-    /// A product of the families `simt` and `mma`.
+    /// A product of the families `simt`, `mma` and `sm90`.
     Gemm(Gemm),
     /// The fused forward for up to `rows` rows.
     Gemv {
@@ -132,6 +138,7 @@ impl Kernel {
     pub(crate) fn source(&self) -> &'static Source {
         match self {
             Kernel::Gemm(Gemm { family: Family::Mma, .. }) => &MMA_GEMM,
+            Kernel::Gemm(Gemm { family: Family::Sm90, .. }) => &SM90_GEMM,
             Kernel::Gemm(_) => &SIMT_GEMM,
             Kernel::Gemv { .. } => &GEMV,
             Kernel::GateForward { .. }
@@ -187,7 +194,7 @@ impl Kernel {
         let one_per = |elements: u64| elements.div_ceil(u64::from(THREADS));
         let vectors = |dtype: Dtype| rows.saturating_mul(cols.div_ceil(16 / dtype.bytes() as u64));
         let (blocks, threads) = match *self {
-            Kernel::Gemm(gemm) => (gemm.blocks(rows, cols), gemm.threads()),
+            Kernel::Gemm(gemm) => (gemm.tiles(rows, cols), gemm.threads()),
             Kernel::Gemv { dtype, b_trans, .. } => {
                 let columns = match (b_trans, dtype) {
                     (true, _) => 16,
@@ -214,6 +221,15 @@ impl Kernel {
         Grid { blocks, depth: 1, threads }
     }
 
+    /// This many blocks of threads.
+    pub(crate) fn grid_of(&self, blocks: u64) -> Grid {
+        let threads = match self {
+            Kernel::Gemm(gemm) => gemm.threads(),
+            _ => THREADS,
+        };
+        Grid { blocks, depth: 1, threads }
+    }
+
     /// Bytes of dynamic shared memory of a block.
     pub(crate) fn shared_bytes(&self, facts: &Facts) -> u32 {
         match self {
@@ -236,13 +252,20 @@ fn gemm_defines(gemm: &Gemm, facts: &Facts) -> Defines {
         .with("PRODUCT", product)
         .with("GATE_FUNCTION", i64::from(gate))
         .with("OUT_F32", i64::from(gemm.dtype != Dtype::F32 && out == Dtype::F32))
-        .with("BLOCK", gemm.edge.len() as i64)
         .with("C_VECTOR", i64::from(gemm.vectors.c));
+    let edge = gemm.edge.len() as i64;
     match gemm.family {
-        Family::Mma => {
-            defines.with("TF32", i64::from(gemm.tf32)).with("SMEM_KB", i64::from(facts.shared_bytes / 1024))
-        }
-        _ => defines.with("A_VECTOR", i64::from(gemm.vectors.a)).with("B_VECTOR", i64::from(gemm.vectors.b)),
+        Family::Sm90 => defines
+            .with("CLUSTER", if gemm.hopper.pairs { 2 } else { 1 })
+            .with("C_BOXES", i64::from(gemm.hopper.boxes)),
+        Family::Mma => defines
+            .with("BLOCK", edge)
+            .with("TF32", i64::from(gemm.tf32))
+            .with("SMEM_KB", i64::from(facts.shared_bytes / 1024)),
+        _ => defines
+            .with("BLOCK", edge)
+            .with("A_VECTOR", i64::from(gemm.vectors.a))
+            .with("B_VECTOR", i64::from(gemm.vectors.b)),
     }
 }
 

@@ -7,16 +7,18 @@
 //! - *Current context.* [`Stream::bind`] has made the context current on this thread.
 
 use std::ffi::{CString, c_void};
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 
 use cudarc::driver::sys::{self, CUresult};
 use cudarc::driver::{CudaContext, CudaGraph, CudaStream, DriverError};
-use swiglu_core::{Error, Result};
+use swiglu_core::{Dtype, Error, Result};
 
 use crate::error::CudaError;
 use crate::health::Health;
+use crate::hopper::Boxed;
 use crate::kernel::Grid;
-use crate::params::KernelParams;
+use crate::params::{KernelParams, TensorMap};
 
 /// A kernel that was loaded into a context. Never unloaded: the context keeps it until the process ends.
 #[derive(Clone, Copy, Debug)]
@@ -121,6 +123,39 @@ impl Stream {
             return Err(self.health.failed(&format!("launch of {name}"), code));
         }
         self.launched(name)
+    }
+
+    /// Describes a matrix to TMA, in the 128-byte swizzle.
+    pub(crate) fn tensor_map(&self, boxed: &Boxed) -> Result<TensorMap> {
+        let dtype = match boxed.dtype {
+            Dtype::F32 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+            Dtype::F16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+            Dtype::Bf16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        };
+        let (dimensions, strides) = ([boxed.cols, boxed.rows], [boxed.row_bytes()]);
+        let (lens, steps) = ([boxed.columns(), Boxed::ROWS], [1, 1]);
+        let mut map = MaybeUninit::<sys::CUtensorMap>::uninit();
+        // SAFETY: the arrays have the two dimensions that the call is told of, and one stride less; `map` is written
+        // where the call succeeds. Nothing is read at the matrix's address.
+        let map = unsafe {
+            let code = sys::cuTensorMapEncodeTiled(
+                map.as_mut_ptr(),
+                dtype,
+                dimensions.len() as u32,
+                boxed.matrix.data as *mut c_void,
+                dimensions.as_ptr(),
+                strides.as_ptr(),
+                lens.as_ptr(),
+                steps.as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            );
+            self.code("cuTensorMapEncodeTiled", code)?;
+            map.assume_init()
+        };
+        Ok(TensorMap(map.opaque))
     }
 
     /// After a kernel was enqueued: waits for it where that was asked for.

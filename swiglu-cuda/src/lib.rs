@@ -60,6 +60,7 @@ mod driver;
 mod error;
 mod gemm;
 mod health;
+mod hopper;
 mod kernel;
 #[allow(unsafe_code, reason = "calls into the driver; everything above it is safe")]
 mod launch;

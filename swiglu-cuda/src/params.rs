@@ -54,6 +54,24 @@ pub(crate) struct GemmParams {
     pub(crate) add: u32,
 }
 
+/// What the driver makes of a matrix for TMA. Opaque; zeros where there is none.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct TensorMap(pub(crate) [u64; 16]);
+
+/// Twin of `Sm90Params`.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Sm90Params {
+    pub(crate) a: [TensorMap; 2],
+    pub(crate) b: [TensorMap; 2],
+    pub(crate) c: [TensorMap; 2],
+    pub(crate) pre: [TensorMap; 2],
+    pub(crate) gemm: GemmParams,
+    pub(crate) products: u32,
+    pub(crate) unused: u32,
+}
+
 /// Twin of `GateParams`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -131,6 +149,7 @@ pub(crate) struct AdamWParams {
 
 const _: () = {
     assert!(size_of::<GemmParams>() == 200);
+    assert!(size_of::<Sm90Params>() == 1280);
     assert!(size_of::<GateParams>() == 72);
     assert!(size_of::<AddBiasParams>() == 40);
     assert!(size_of::<ColumnSumsParams>() == 72);
@@ -143,6 +162,7 @@ const _: () = {
 /// Sealed by being private to the crate; only the structs above have it.
 pub(crate) trait KernelParams: Copy {}
 impl KernelParams for GemmParams {}
+impl KernelParams for Sm90Params {}
 impl KernelParams for GateParams {}
 impl KernelParams for AddBiasParams {}
 impl KernelParams for ColumnSumsParams {}

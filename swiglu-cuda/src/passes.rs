@@ -3,7 +3,8 @@
 use swiglu_core::ops::{Backward, Forward};
 use swiglu_core::{Dims, Dtype, Element, Halves, MatRef, Orientation, Out, Result, Target, Weights};
 
-use crate::gemm::Gemm;
+use crate::gemm::{Family, Gemm};
+use crate::hopper;
 use crate::kernel::{Kernel, gate_code};
 use crate::memory::CudaMemory;
 use crate::params::{ColumnSumsParams, GateParams, GemmParams, Operand};
@@ -12,9 +13,12 @@ use crate::queue::{Call, Queue};
 
 /// Starts a product whose operands are in place.
 pub(crate) fn launch_gemm(call: &Call<'_>, gemm: Gemm, params: &GemmParams) -> Result<()> {
-    let depth =
+    let products =
         if gemm.product.is_paired() || params.segments == 2 || params.c[1] == Operand::NONE { 1 } else { 2 };
-    call.launch_copies(Kernel::Gemm(gemm), (params.m, params.n, depth), params)
+    if gemm.family == Family::Sm90 {
+        return hopper::launch(call, gemm, products, params);
+    }
+    call.launch_copies(Kernel::Gemm(gemm), (params.m, params.n, products), params)
 }
 
 /// The parts of x . Wf that every projection has.

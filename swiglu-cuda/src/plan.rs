@@ -6,7 +6,7 @@ use swiglu_core::{
 
 use crate::arena::Layout;
 use crate::device::Facts;
-use crate::gemm::{Edge, Family, GateCode, Gemm, Product, Vectors};
+use crate::gemm::{Edge, Family, GateCode, Gemm, Hopper, Product, Vectors};
 use crate::kernel::{Kernel, gate_code};
 use crate::params::{ColumnSumsParams, Operand};
 use crate::{ComputeCapability, composed};
@@ -17,6 +17,14 @@ const VECTOR: u32 = 16;
 const PAIR: u32 = 8;
 /// Ampere: the first architecture with bf16 and TF32 products and `cp.async`.
 const MMA: ComputeCapability = ComputeCapability { major: 8, minor: 0 };
+/// Hopper, whose instructions no later architecture has.
+const SM90: ComputeCapability = ComputeCapability { major: 9, minor: 0 };
+/// Coordinates of TMA are 32-bit with a sign.
+const MAX_COORDINATE: usize = i32::MAX as usize;
+/// Operands that L2 (50 MB on an H100) does not hold are copied by pairs of blocks: it supplies 32 bytes a clock to each
+/// multiprocessor that way and 48 without, of which it ran short: 720 and 609 TFLOP/s at 8192, 4096, 14336. Where it
+/// holds them, blocks by themselves start sooner: 394 and 370 at 8192, 256, 1024.
+const PAIRS_FROM_BYTES: usize = 64 << 20;
 /// Largest batch of the `gemv` kernels.
 const GEMV_ROWS: usize = 8;
 
@@ -38,12 +46,39 @@ struct Wanted {
     b_trans: bool,
     /// Rows and columns of C; columns of one half in paired products.
     shape: (usize, usize),
+    /// What is summed over, in all segments together.
+    k: usize,
+    /// Whether C is added to.
+    add: bool,
     /// Independent products in one launch.
     depth: u64,
     /// The least alignment of the rows of A and B.
     inputs: u32,
     /// The least alignment of the rows of everything else.
     outputs: u32,
+}
+
+impl Wanted {
+    fn hopper(&self) -> Hopper {
+        let (m, n) = self.shape;
+        let (columns, out) = match self.product {
+            Product::Store { out } => (n, out),
+            Product::Gate(_) | Product::GateGradient(_) => (n.saturating_mul(2), self.dtype),
+        };
+        let bytes = m.saturating_add(columns).saturating_mul(self.k).saturating_mul(self.dtype.bytes());
+        // TMA leaves out what is beside a matrix in whole vectors only: the rest of one is overwritten with zeros.
+        let whole = n.is_multiple_of(VECTOR as usize / out.bytes());
+        let boxes = whole && self.outputs >= VECTOR && !self.add;
+        // Gate functions have one kernel for all other outputs, not four: each takes NVRTC two seconds.
+        let several = boxes || !self.product.is_paired();
+        Hopper { pairs: several && bytes > PAIRS_FROM_BYTES, boxes }
+    }
+
+    /// What `sm90` may access in vectors.
+    fn hopper_vectors(&self) -> Vectors {
+        let several = self.hopper().boxes || !self.product.is_paired();
+        Vectors { a: true, b: true, c: several && self.outputs >= PAIR }
+    }
 }
 
 /// The alignment of column `at` of a matrix with this access.
@@ -61,26 +96,34 @@ impl Planner {
     /// The kernel for a product, and what there is to say about the choice.
     fn gemm(&self, wanted: &Wanted, notes: &mut Vec<String>) -> Gemm {
         let tf32 = wanted.dtype == Dtype::F32 && wanted.precision == Precision::Tf32;
-        let family = self.family(wanted, tf32, notes);
-        let vectors = match family {
-            Family::Mma => Vectors { a: true, b: true, c: wanted.outputs >= PAIR },
+        let plain = Gemm {
+            family: Family::Simt,
+            dtype: wanted.dtype,
+            tf32: false,
+            a_trans: wanted.a_trans,
+            b_trans: wanted.b_trans,
+            product: wanted.product,
+            edge: Edge::E128,
+            vectors: Vectors::default(),
+            hopper: Hopper::default(),
+        };
+        let hopper =
+            Gemm { family: Family::Sm90, vectors: wanted.hopper_vectors(), hopper: wanted.hopper(), ..plain };
+        let largest = match self.family(wanted, tf32, &hopper, notes) {
+            Family::Sm90 => return hopper,
+            Family::Mma => Gemm {
+                family: Family::Mma,
+                tf32,
+                vectors: Vectors { a: true, b: true, c: wanted.outputs >= PAIR },
+                ..plain
+            },
             // One switch for all: a kernel for each combination would be compiled for little. Aligned 16-bit operands
             // get here only by force where there are tensor cores, and then do without.
             _ => {
                 let needed = wanted.dtype == Dtype::F32 || self.facts.capability < MMA;
                 let all = needed && wanted.inputs.min(wanted.outputs) >= VECTOR;
-                Vectors { a: all, b: all, c: all }
+                Gemm { vectors: Vectors { a: all, b: all, c: all }, ..plain }
             }
-        };
-        let largest = Gemm {
-            family,
-            dtype: wanted.dtype,
-            tf32: tf32 && family == Family::Mma,
-            a_trans: wanted.a_trans,
-            b_trans: wanted.b_trans,
-            product: wanted.product,
-            edge: Edge::E128,
-            vectors,
         };
         match wanted.tile {
             Tile::Auto => self.fitting(self.filling(largest, wanted), notes),
@@ -90,26 +133,32 @@ impl Planner {
         }
     }
 
-    fn family(&self, wanted: &Wanted, tf32: bool, notes: &mut Vec<String>) -> Family {
+    fn family(&self, wanted: &Wanted, tf32: bool, hopper: &Gemm, notes: &mut Vec<String>) -> Family {
         let on_tensor_cores = wanted.dtype != Dtype::F32 || tf32;
-        let capable = self.facts.capability >= MMA;
-        let refusal = if !on_tensor_cores {
+        let by_mma = if !on_tensor_cores {
             Some("f32 is multiplied in f32 unless Precision::Tf32 is asked for")
-        } else if !capable {
+        } else if self.facts.capability < MMA {
             Some("mma needs compute capability 8.0")
         } else if wanted.inputs < VECTOR {
             Some("mma needs rows that start at multiples of 16 bytes")
         } else {
             None
         };
-        match (self.forced, refusal) {
-            (Some(Family::Simt), _) => Family::Simt,
-            (_, None) => Family::Mma,
-            (Some(Family::Mma), Some(reason)) => {
-                notes.push(format!("simt in place of mma: {reason}"));
+        let by_sm90 = by_mma.or_else(|| self.refused_by_sm90(wanted, hopper));
+        match (self.forced, by_mma, by_sm90) {
+            (Some(Family::Simt), ..) => Family::Simt,
+            (Some(Family::Mma), None, _) => Family::Mma,
+            (_, _, None) => Family::Sm90,
+            (Some(Family::Sm90), None, Some(reason)) => {
+                notes.push(format!("mma in place of sm90: {reason}"));
+                Family::Mma
+            }
+            (_, None, _) => Family::Mma,
+            (Some(forced @ (Family::Mma | Family::Sm90)), Some(reason), _) => {
+                notes.push(format!("simt in place of {forced}: {reason}"));
                 Family::Simt
             }
-            (_, Some(reason)) => {
+            (_, Some(reason), _) => {
                 if on_tensor_cores {
                     notes.push(format!("simt: {reason}"));
                 }
@@ -118,10 +167,38 @@ impl Planner {
         }
     }
 
+    /// Why a product that `mma` accepts is not one for `sm90`.
+    fn refused_by_sm90(&self, wanted: &Wanted, hopper: &Gemm) -> Option<&'static str> {
+        let (m, n) = wanted.shape;
+        if self.facts.capability != SM90 || !hopper.fits(&self.facts) {
+            Some("sm90 needs compute capability 9.0")
+        } else if wanted.dtype == Dtype::F32 {
+            Some("sm90 multiplies 16-bit types")
+        } else if matches!(wanted.tile, Tile::T32 | Tile::T64) {
+            Some("sm90 has tiles of 128 rows")
+        } else if wanted.k == 0 {
+            Some("sm90 needs something to sum")
+        } else if m.max(n).max(wanted.k) > MAX_COORDINATE {
+            Some("sm90 takes up to 2^31 - 1 rows and columns")
+        } else if self.forced.is_none() && !self.occupies(hopper, wanted) {
+            Some("tiles of sm90 would leave most multiprocessors idle")
+        } else {
+            None
+        }
+    }
+
+    /// Whether at least half of the multiprocessors' time goes into tiles. `mma` multiplies about half as fast, and has
+    /// smaller ones.
+    fn occupies(&self, gemm: &Gemm, wanted: &Wanted) -> bool {
+        let multiprocessors = u64::from(self.facts.multiprocessors);
+        let tiles = gemm.tiles(wanted.shape.0 as u64, wanted.shape.1 as u64).saturating_mul(wanted.depth);
+        tiles.saturating_mul(2) >= tiles.div_ceil(multiprocessors).saturating_mul(multiprocessors)
+    }
+
     /// The largest tile of which there are enough to occupy every multiprocessor.
     fn filling(&self, mut gemm: Gemm, wanted: &Wanted) -> Gemm {
         let (m, n) = (wanted.shape.0 as u64, wanted.shape.1 as u64);
-        while gemm.blocks(m, n).saturating_mul(wanted.depth) < u64::from(self.facts.multiprocessors) {
+        while gemm.tiles(m, n).saturating_mul(wanted.depth) < u64::from(self.facts.multiprocessors) {
             match gemm.edge.smaller() {
                 Some(edge) => gemm.edge = edge,
                 None => break,
@@ -152,7 +229,7 @@ impl Planner {
 
     /// x . Wf, with whichever epilogue.
     fn projection(&self, problem: &Problem, product: Product, outputs: u32, notes: &mut Vec<String>) -> Gemm {
-        let Problem { dims: Dims { batch, hidden, .. }, accesses, options, .. } = problem;
+        let Problem { dims: Dims { batch, in_features, hidden }, accesses, options, .. } = problem;
         let wanted = Wanted {
             dtype: problem.dtype,
             precision: options.precision,
@@ -161,6 +238,8 @@ impl Planner {
             a_trans: false,
             b_trans: problem.orientation == Orientation::OutIn,
             shape: (*batch, *hidden),
+            k: *in_features,
+            add: false,
             depth: 1,
             inputs: accesses.x.align.min(accesses.gate.align).min(accesses.up.align),
             outputs,
@@ -221,17 +300,21 @@ impl Planner {
             a_trans: false,
             b_trans: !trans,
             shape: (batch, in_features),
+            k: 2 * hidden,
+            add: dx.is_some_and(|dx| dx.add),
             depth: 1,
             inputs: dab.min(weights),
             outputs: accesses.dx.align,
         };
         let dx = dx.map(|_| self.gemm(&wanted, &mut notes));
-        let dwf = dwf.map(|GradientKind { dtype: out, .. }| {
+        let dwf = dwf.map(|GradientKind { dtype: out, add }| {
             let wanted = Wanted {
                 product: Product::Store { out },
                 a_trans: true,
                 b_trans: false,
                 shape: problem.orientation.half_shape(in_features, hidden),
+                k: batch,
+                add,
                 depth: 2,
                 inputs: dab.min(accesses.x.align),
                 outputs: accesses.dwf_gate.align.min(accesses.dwf_up.align),
@@ -373,6 +456,8 @@ pub(crate) struct Matmul {
     pub(crate) a_trans: bool,
     pub(crate) b_trans: bool,
     pub(crate) shape: (usize, usize),
+    pub(crate) k: usize,
+    pub(crate) add: bool,
     pub(crate) inputs: u32,
     pub(crate) outputs: u32,
 }
@@ -387,6 +472,8 @@ impl Planner {
             a_trans: call.a_trans,
             b_trans: call.b_trans,
             shape: call.shape,
+            k: call.k,
+            add: call.add,
             depth: 1,
             inputs: call.inputs,
             outputs: call.outputs,

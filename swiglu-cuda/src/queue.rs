@@ -9,10 +9,11 @@ use crate::arena::Arena;
 use crate::cublas::{Handle, workspace_bytes};
 use crate::device::{Device, Facts};
 use crate::error::CudaError;
+use crate::hopper::Boxed;
 use crate::kernel::{Grid, Kernel};
 use crate::launch::{Stream, allocate};
 use crate::memory::{Block, stream_id};
-use crate::params::KernelParams;
+use crate::params::{KernelParams, TensorMap};
 use crate::parking::ParkingLot;
 use crate::staging::Staging;
 
@@ -126,7 +127,13 @@ impl Call<'_> {
         self.launch(kernel, Grid { depth, ..grid }, params)
     }
 
-    fn launch<P: KernelParams>(&self, kernel: Kernel, grid: Grid, params: &P) -> Result<()> {
+    /// What TMA needs to know of a matrix.
+    pub(crate) fn tensor_map(&self, boxed: &Boxed) -> Result<TensorMap> {
+        self.queue.stream.tensor_map(boxed)
+    }
+
+    /// Starts a kernel.
+    pub(crate) fn launch<P: KernelParams>(&self, kernel: Kernel, grid: Grid, params: &P) -> Result<()> {
         let Queue { device, stream, .. } = self.queue;
         let function = device.function(kernel, self.queue.capturing())?;
         stream.launch(&kernel, (function, kernel.shared_bytes(&device.facts)), grid, params)

@@ -8,6 +8,11 @@ const H100: Facts = Facts {
     multiprocessors: 132,
     shared_bytes: 227 * 1024,
 };
+const A100: Facts = Facts {
+    capability: ComputeCapability { major: 8, minor: 0 },
+    multiprocessors: 108,
+    shared_bytes: 163 * 1024,
+};
 const TURING: Facts = Facts {
     capability: ComputeCapability { major: 7, minor: 5 },
     multiprocessors: 40,
@@ -58,19 +63,18 @@ fn backward(saved: bool, out: Dtype) -> Pass {
 #[test]
 fn sixteen_bits_go_to_tensor_cores_and_f32_only_when_asked() {
     for (dtype, precision, kernel) in [
-        (Dtype::Bf16, Precision::Strict, "mma-bf16-nn-128"),
-        (Dtype::F16, Precision::Strict, "mma-f16-nn-128"),
-        (Dtype::F32, Precision::Strict, "simt-f32-nn-128"),
-        (Dtype::F32, Precision::Tf32, "mma-tf32-nn-128"),
+        (Dtype::Bf16, Precision::Strict, ["mma-bf16-nn-128", "sm90-bf16-nn-128"]),
+        (Dtype::F16, Precision::Strict, ["mma-f16-nn-128", "sm90-f16-nn-128"]),
+        (Dtype::F32, Precision::Strict, ["simt-f32-nn-128"; 2]),
+        (Dtype::F32, Precision::Tf32, ["mma-tf32-nn-128"; 2]),
         // A precision of f32 says nothing about others.
-        (Dtype::Bf16, Precision::Tf32, "mma-bf16-nn-128"),
+        (Dtype::Bf16, Precision::Tf32, ["mma-bf16-nn-128", "sm90-bf16-nn-128"]),
     ] {
         let problem = forward(dtype, LARGE, Options::new().precision(precision));
-        assert_eq!(
-            chosen(planner(H100, None), &problem),
-            (kernel.to_owned(), vec![]),
-            "{dtype} {precision:?}"
-        );
+        for (facts, kernel) in [A100, H100].into_iter().zip(kernel) {
+            let expected = (kernel.to_owned(), vec![]);
+            assert_eq!(chosen(planner(facts, None), &problem), expected, "{dtype} {precision:?}");
+        }
     }
 }
 
@@ -105,14 +109,14 @@ fn one_operand_that_is_not_aligned_is_enough() {
     assert_eq!(families(|p| p.accesses.gate.align = 2), Family::Simt);
     assert_eq!(families(|p| p.accesses.up.align = 2), Family::Simt);
     // Outputs may be anywhere.
-    assert_eq!(families(|p| p.accesses.z.align = 2), Family::Mma);
-    assert_eq!(families(|p| p.accesses.pre.align = 2), Family::Mma);
+    assert_eq!(families(|p| p.accesses.z.align = 2), Family::Sm90);
+    assert_eq!(families(|p| p.accesses.pre.align = 2), Family::Sm90);
 }
 
 #[test]
 fn stores_are_as_wide_as_every_output_allows() {
     let mut problem = forward(Dtype::Bf16, LARGE, Options::new());
-    let vectors = |problem: &Problem| gemm(planner(H100, None), problem).vectors;
+    let vectors = |problem: &Problem| gemm(planner(A100, None), problem).vectors;
     assert!(vectors(&problem).c);
     problem.accesses.pre.align = 4;
     assert_eq!(vectors(&problem), Vectors { a: true, b: true, c: false });
@@ -153,22 +157,23 @@ fn forced_families_run_where_they_can() {
 #[test]
 fn orientation_is_part_of_the_kernel() {
     let problem = Problem::dense(SAVE, Dtype::Bf16, LARGE, Orientation::OutIn, Options::new());
-    assert_eq!(chosen(planner(H100, None), &problem).0, "mma-bf16-nt-128");
+    assert_eq!(chosen(planner(H100, None), &problem).0, "sm90-bf16-nt-128");
+    assert_eq!(chosen(planner(A100, None), &problem).0, "mma-bf16-nt-128");
 }
 
 #[test]
 fn tiles_shrink_until_every_multiprocessor_has_one() {
     for (batch, hidden, edge) in [
         (8192, 14336, Edge::E128),
-        // 4 x 32 tiles of 128 are fewer than 132, 8 x 64 tiles of 64 are not.
-        (512, 4096, Edge::E64),
+        // 3 x 32 tiles of 128 are fewer than 108, 6 x 64 tiles of 64 are not.
+        (384, 4096, Edge::E64),
         (32, 512, Edge::E32),
     ] {
         let problem = forward(Dtype::Bf16, Dims { batch, in_features: 4096, hidden }, Options::new());
-        assert_eq!(gemm(planner(H100, None), &problem).edge, edge, "{batch} x {hidden}");
+        assert_eq!(gemm(planner(A100, None), &problem).edge, edge, "{batch} x {hidden}");
         for (tile, asked) in [(Tile::T32, Edge::E32), (Tile::T64, Edge::E64), (Tile::T128, Edge::E128)] {
             let problem = forward(Dtype::Bf16, problem.dims, Options::new().tile(tile));
-            assert_eq!(gemm(planner(H100, None), &problem).edge, asked, "{batch} x {hidden}");
+            assert_eq!(gemm(planner(A100, None), &problem).edge, asked, "{batch} x {hidden}");
         }
     }
 }
@@ -210,8 +215,8 @@ fn a_backward_of_saved_pre_activations_needs_no_third_product() {
     let kernels: Vec<_> = plan.launches.iter().filter_map(|launch| launch.split(':').next()).collect();
     let expected = [
         "gate-gradient-bf16",
-        "mma-bf16-nt-128",
-        "mma-bf16-tn-128",
+        "sm90-bf16-nt-128",
+        "sm90-bf16-tn-128",
         "column-sums-bf16",
         "column-sums-to-f32",
     ];
@@ -308,5 +313,76 @@ fn column_sums_cover_every_row() {
         assert_eq!((params.rows, params.cols), (rows as i64, 10));
         let chunks = (sums.chunks as i64, sums.rows_per_chunk as i64);
         assert_eq!((params.chunks, params.rows_per_chunk), chunks);
+    }
+}
+
+/// What `sm90` does not take runs by `mma`, which says so where `sm90` was forced.
+#[test]
+fn hopper_kernels_run_where_they_fill_the_device() {
+    let dims = |batch, in_features, hidden| Dims { batch, in_features, hidden };
+    for (dims, family) in [
+        (LARGE, Family::Sm90),
+        // 8 x 16 tiles, and 4 x 16, which are less than half of 132.
+        (dims(1024, 784, 2048), Family::Sm90),
+        (dims(512, 784, 2048), Family::Mma),
+        // 11 x 13 tiles are 143: more than one for each multiprocessor, and not enough for two.
+        (dims(1408, 784, 1664), Family::Sm90),
+        (dims(4096, 0, 4096), Family::Mma),
+    ] {
+        let problem = aligned(forward(Dtype::Bf16, dims, Options::new()), 16);
+        assert_eq!(gemm(planner(H100, None), &problem).family, family, "{dims:?}");
+        // Forced, only what it cannot do is left to mma.
+        let forced = if dims.in_features == 0 { Family::Mma } else { Family::Sm90 };
+        assert_eq!(gemm(planner(H100, Some(Family::Sm90)), &problem).family, forced, "{dims:?}");
+    }
+    let small = forward(Dtype::Bf16, LARGE, Options::new().tile(Tile::T64));
+    let (kernel, notes) = chosen(planner(H100, Some(Family::Sm90)), &small);
+    assert_eq!(
+        (kernel.as_str(), notes),
+        ("mma-bf16-nn-64", vec!["mma in place of sm90: sm90 has tiles of 128 rows".into()])
+    );
+    let (kernel, notes) =
+        chosen(planner(A100, Some(Family::Sm90)), &forward(Dtype::F16, LARGE, Options::new()));
+    assert_eq!(kernel, "mma-f16-nn-128");
+    assert_eq!(notes, ["mma in place of sm90: sm90 needs compute capability 9.0"]);
+}
+
+#[test]
+fn hopper_blocks_are_as_many_as_run_at_once() {
+    let forward = gemm(planner(H100, None), &forward(Dtype::Bf16, LARGE, Options::new()));
+    assert!(forward.hopper.pairs && forward.hopper.boxes, "{forward:?}");
+    assert_eq!(forward.blocks((8192, 14336, 1), &H100), 132);
+    // Three rows of tiles are two pairs; one column of tiles.
+    assert_eq!(forward.blocks((300, 100, 1), &H100), 4);
+    let alone = Gemm { hopper: Hopper { pairs: false, ..forward.hopper }, ..forward };
+    assert_eq!(alone.blocks((300, 100, 1), &H100), 3);
+    assert_eq!(alone.blocks((300, 100, 2), &H100), 6);
+    // An odd number of multiprocessors has one that no pair can use.
+    assert_eq!(forward.blocks((8192, 14336, 1), &Facts { multiprocessors: 131, ..H100 }), 130);
+    assert_eq!(forward.blocks((0, 14336, 1), &H100), 0);
+}
+
+/// TMA writes C where its rows allow it and nothing is added; pairs of blocks where L2 does not hold the operands.
+#[test]
+fn hopper_kernels_follow_from_alignment_and_size() {
+    let problem = forward(Dtype::Bf16, LARGE, Options::new());
+    let hopper = |problem: &Problem| gemm(planner(H100, None), problem).hopper;
+    assert_eq!(hopper(&problem), Hopper { pairs: true, boxes: true });
+    let mut apart = problem;
+    apart.accesses.z.align = 8;
+    assert_eq!(hopper(&apart), Hopper { pairs: false, boxes: false });
+    // Rows of z start at multiples of 16 bytes, and end elsewhere.
+    let ragged = Dims { hidden: 14339, ..LARGE };
+    assert!(!hopper(&aligned(forward(Dtype::Bf16, ragged, Options::new()), 16)).boxes);
+    let dims = Dims { batch: 8192, in_features: 256, hidden: 1024 };
+    assert!(!hopper(&forward(Dtype::Bf16, dims, Options::new())).pairs);
+    for add in [false, true] {
+        let kind = |dtype| Some(GradientKind { dtype, add });
+        let pass = Pass::Backward { saved: true, dx: kind(Dtype::Bf16), dwf: kind(Dtype::F32), dbias: None };
+        let problem = Problem::dense(pass, Dtype::Bf16, LARGE, Orientation::InOut, Options::new());
+        let plan = planner(H100, None).backward(&problem).unwrap_or_else(|error| panic!("{error}"));
+        for gemm in plan.dx.into_iter().chain(plan.dwf) {
+            assert_eq!((gemm.family, gemm.hopper.boxes), (Family::Sm90, !add), "{gemm:?}");
+        }
     }
 }

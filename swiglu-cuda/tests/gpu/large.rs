@@ -18,7 +18,7 @@ use swiglu_core::{
     Backend, Dims, Dtype, Gate, GradientKind, Gradients, Host, MatMut, Matrix, Options, Orientation, Out,
     Pass, Problem, Result, Save, SwiGLU, Target, Weights, bf16,
 };
-use swiglu_cuda::{Cuda, CudaMemory, Family};
+use swiglu_cuda::{ComputeCapability, Cuda, CudaMemory, Family};
 
 use crate::cuda;
 
@@ -240,6 +240,14 @@ fn on(cuda: &Cuda, families: &[Family], pass: Pass, dims: Dims) -> Result<Vec<(C
     families.iter().map(|&family| one(family)).collect()
 }
 
+/// Those that multiply whole matrices.
+fn families(cuda: &Cuda) -> Vec<Family> {
+    let hopper = cuda.preflight().gpu.compute_capability == ComputeCapability { major: 9, minor: 0 };
+    let mut families = vec![Family::Simt, Family::Mma];
+    families.extend(hopper.then_some(Family::Sm90));
+    families
+}
+
 const FORWARD: Pass = Pass::Forward { save: false };
 
 fn x() -> Result<(), Failed> {
@@ -255,7 +263,7 @@ fn x() -> Result<(), Failed> {
     let x = x.upload(&cuda, TALL.rows, TALL.stride)?;
     let wf = cuda.upload(&w.host()?)?;
     let w = Weights::packed(wf.view(), Orientation::InOut)?.gate(Gate::Reglu);
-    for (cuda, family) in on(&cuda, &[Family::Simt, Family::Mma], FORWARD, dims)? {
+    for (cuda, family) in on(&cuda, &families(&cuda), FORWARD, dims)? {
         let what = format!("x, {family}");
         let z = cuda.forward(x.view().sub(0..TALL.rows, 0..TALL.cols)?, w, Options::new())?;
         for (row, got) in cuda.download(&z)?.view().array().rows().into_iter().enumerate() {
@@ -287,7 +295,7 @@ fn w() -> Result<(), Failed> {
     let wf = w.upload(&cuda, PACKED.rows, PACKED.stride)?;
     let wf = wf.view().sub(0..PACKED.rows, 0..PACKED.cols)?;
     let w = Weights::packed(wf, Orientation::InOut)?.gate(Gate::Reglu);
-    let mut handles = on(&cuda, &[Family::Simt, Family::Mma], FORWARD, dims)?;
+    let mut handles = on(&cuda, &families(&cuda), FORWARD, dims)?;
     handles.extend(on(&cuda, &[Family::Gemv], FORWARD, few)?);
     for (cuda, family) in handles {
         let (what, batch) = (format!("w, {family}"), if family == "gemv" { few.batch } else { BATCH });
@@ -309,7 +317,7 @@ fn z() -> Result<(), Failed> {
     let (device_x, wf) = (cuda.upload(&x.host()?)?, cuda.upload(&w.host()?)?);
     let half = |first: usize| wf.view().sub(0..FEW, first..first + hidden);
     let split = Weights::split(half(0)?, half(stride)?, Orientation::InOut)?.gate(Gate::Reglu);
-    for (cuda, family) in on(&cuda, &[Family::Simt, Family::Mma], FORWARD, dims)? {
+    for (cuda, family) in on(&cuda, &families(&cuda), FORWARD, dims)? {
         let mut z = Output::new(&cuda, SQUARE, 200)?;
         cuda.forward_into(device_x.view(), split, z.view_mut()?, Options::new())?;
         z.check(&cuda, &format!("z, {family}"), |row, col| {
@@ -353,7 +361,7 @@ fn dx() -> Result<(), Failed> {
     let (wf, bias) = (cuda.upload(&w.host()?)?, cuda.upload(&d.bias.host()?)?);
     let weights = Weights::packed(wf.view(), Orientation::InOut)?.bias(bias.view())?.gate(Gate::Reglu);
     let dz = d.dz.upload(&cuda, batch, FEW)?;
-    for (cuda, family) in on(&cuda, &[Family::Simt, Family::Mma], backward_of(true, false), dims)? {
+    for (cuda, family) in on(&cuda, &families(&cuda), backward_of(true, false), dims)? {
         let (_, mut saved) = cuda.forward_train(x, weights, Save::PreActivations, Options::new())?;
         let mut dx = Output::new(&cuda, TALL, 4000)?;
         let gradients = Gradients::new().dx(Out::write(dx.view_mut()?));
@@ -379,7 +387,7 @@ fn dwf() -> Result<(), Failed> {
     let wf = wf.view().sub(0..in_features, 0..cols)?;
     let weights = Weights::packed(wf, Orientation::InOut)?.bias(bias.view())?.gate(Gate::Reglu);
     let dz = cuda.upload(&d.dz.host()?)?;
-    for (cuda, family) in on(&cuda, &[Family::Simt, Family::Mma], backward_of(false, true), dims)? {
+    for (cuda, family) in on(&cuda, &families(&cuda), backward_of(false, true), dims)? {
         let (_, mut saved) = cuda.forward_train(device_x, weights, Save::PreActivations, Options::new())?;
         let mut dwf = Output::new(&cuda, PACKED, 200)?;
         let gradients = Gradients::new().dwf(Target::write(dwf.view_mut()?));

@@ -62,6 +62,7 @@ fn trials() -> Vec<Trial> {
         ("auto", None),
         ("simt", Some(Family::Simt)),
         ("mma", Some(Family::Mma)),
+        ("sm90", Some(Family::Sm90)),
         ("gemv", Some(Family::Gemv)),
     ];
     let suites = families.into_iter().flat_map(|(module, family)| suite(module, family));

@@ -40,6 +40,10 @@ pub(crate) fn trials() -> Vec<Trial> {
             trials.push(Trial::test(format!("sanitize::{family}::{name}_{dtype}"), run));
         }
     }
+    for dtype in [Dtype::F16, Dtype::Bf16] {
+        let run = move || run(Family::Sm90, &hopper(dtype));
+        trials.push(Trial::test(format!("sanitize::sm90::all_{dtype}"), run));
+    }
     for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
         let run = move || run(Family::Gemv, &few_rows(dtype));
         trials.push(Trial::test(format!("sanitize::gemv::forward_{dtype}"), run));
@@ -91,6 +95,21 @@ fn backward(dtype: Dtype, keep: Keep) -> Vec<Case> {
         Case { keep, dx: how(add, false), dwf: how(!add, wide), dbias: how(add, !wide), ..case }
     };
     shapes(dtype).enumerate().map(gradients).collect()
+}
+
+/// The one tile of `sm90`; and so many tiles that blocks take several, in the projections and in dX.
+fn hopper(dtype: Dtype) -> Vec<Case> {
+    let keeps = [Keep::PreActivations, Keep::Input];
+    let small = forward(dtype).into_iter().chain(keeps.into_iter().flat_map(|keep| backward(dtype, keep)));
+    let mut cases: Vec<_> = small.filter(|case| case.tile == Tile::T128).collect();
+    let how = Some(How { add: false, wide: false });
+    for (orientation, keep) in [(Orientation::InOut, keeps[0]), (Orientation::OutIn, keeps[1])] {
+        for (batch, in_features, hidden) in [(1160, 136, 2184), (2312, 2184, 72)] {
+            let case = Case::new(batch, in_features, hidden, dtype);
+            cases.push(Case { orientation, keep, dx: how, dwf: how, ..case });
+        }
+    }
+    cases
 }
 
 /// As many rows as each of the `gemv` kernels takes, and one that is not full.

@@ -12,7 +12,8 @@ use crate::plan::{Cotangents, Matmul, Planner};
 const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
 const BOTH: [bool; 2] = [false, true];
 const TILES: [Tile; 4] = [Tile::Auto, Tile::T32, Tile::T64, Tile::T128];
-const FAMILIES: [Option<Family>; 4] = [None, Some(Family::Simt), Some(Family::Mma), Some(Family::Gemv)];
+const FAMILIES: [Option<Family>; 5] =
+    [None, Some(Family::Simt), Some(Family::Mma), Some(Family::Sm90), Some(Family::Gemv)];
 /// Bytes that rows start at multiples of: single elements, pairs of f32, vectors.
 const ALIGNMENTS: [u32; 3] = [2, 8, 16];
 
@@ -55,11 +56,11 @@ pub(super) fn kernels(facts: Facts) -> Vec<Kernel> {
     found.kernels
 }
 
-fn pairs<A: Copy, B: Copy, const N: usize, const M: usize>(
-    a: [A; N],
-    b: [B; M],
+fn pairs<A: Copy, B>(
+    a: impl IntoIterator<Item = A>,
+    b: impl IntoIterator<Item = B> + Clone,
 ) -> impl Iterator<Item = (A, B)> {
-    a.into_iter().flat_map(move |a| b.into_iter().map(move |b| (a, b)))
+    a.into_iter().flat_map(move |a| b.clone().into_iter().map(move |b| (a, b)))
 }
 
 /// What problems of the op differ in, besides pass and shape.
@@ -73,9 +74,9 @@ struct Asked {
 }
 
 impl Asked {
-    fn problem(&self, pass: Pass, batch: usize) -> Problem {
+    fn problem(&self, pass: Pass, batch: usize, in_features: usize) -> Problem {
         // Halves of packed rows are as aligned as the rows.
-        let dims = Dims { batch, in_features: 4096, hidden: 4096 };
+        let dims = Dims { batch, in_features, hidden: 4096 };
         let mut problem = Problem::dense(pass, self.dtype, dims, self.orientation, self.options);
         problem.gate = self.gate;
         let accesses = &mut problem.accesses;
@@ -95,14 +96,18 @@ impl Asked {
 /// Forward and backward.
 fn passes(planner: Planner, asked: &Asked, found: &mut Found) {
     for (batch, save) in pairs([1, 2, 4, 8, 4096], BOTH) {
-        let problem = asked.problem(Pass::Forward { save }, batch);
+        let problem = asked.problem(Pass::Forward { save }, batch, 4096);
         let plan = planner.forward(&problem, save).unwrap_or_else(|error| panic!("{problem:?}: {error}"));
         found.add(plan.kernel);
     }
-    for (saved, dtype) in pairs(BOTH, [asked.dtype, Dtype::F32]) {
-        let kind = |dtype| Some(GradientKind { dtype, add: false });
+    // Operands that L2 holds, and such as it does not.
+    for ((saved, add), (dtype, in_features)) in pairs(
+        pairs(BOTH, BOTH).collect::<Vec<_>>(),
+        pairs([asked.dtype, Dtype::F32], [256, 4096]).collect::<Vec<_>>(),
+    ) {
+        let kind = |dtype| Some(GradientKind { dtype, add });
         let pass = Pass::Backward { saved, dx: kind(asked.dtype), dwf: kind(dtype), dbias: kind(dtype) };
-        let problem = asked.problem(pass, 4096);
+        let problem = asked.problem(pass, 4096, in_features);
         let plan = planner.backward(&problem).unwrap_or_else(|error| panic!("{problem:?}: {error}"));
         found.add(match plan.cotangents {
             Cotangents::Saved(gate) => Kernel::GateBackward { dtype: asked.dtype, gate },
@@ -122,8 +127,10 @@ fn products(planner: Planner, dtype: Dtype, (inputs, outputs): (u32, u32), found
     let shapes = [32, 64, 128].map(|edge| (edge * blocks, edge));
     for (out, shape) in pairs([dtype, Dtype::F32], shapes) {
         for (a_trans, b_trans) in pairs(BOTH, BOTH) {
-            let call = Matmul { dtype, out, a_trans, b_trans, shape, inputs, outputs };
-            found.add(Kernel::Gemm(planner.matmul(&call)));
+            for add in BOTH {
+                let call = Matmul { dtype, out, a_trans, b_trans, shape, k: 4096, add, inputs, outputs };
+                found.add(Kernel::Gemm(planner.matmul(&call)));
+            }
         }
     }
 }

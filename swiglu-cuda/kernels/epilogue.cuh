@@ -1,7 +1,7 @@
-// From the f32 sums of a tile to C.
+// From f32 sums in registers to C, pair by pair.
 #pragma once
-#include "mma_config.cuh"
 #include "gate.cuh"
+#include "product.cuh"
 
 // Two neighbours in a row. C_VECTOR says that each pair of the output starts where one access may reach both.
 template <class Bits>

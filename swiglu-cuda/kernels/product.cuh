@@ -1,0 +1,15 @@
+// What a product reads and writes: types, and how many sums belong to one output. Used by kernels on tensor cores.
+#pragma once
+#include "params.cuh"
+
+#ifndef OUT_F32
+#define OUT_F32 0
+#endif
+
+static_assert(OUT_F32 == 0 || PRODUCT == STORE, "only STORE keeps its sums in f32");
+
+typedef Element<DTYPE> In;
+typedef Element<OUT_F32 ? F32 : DTYPE> Out;
+
+// Products per output: gate and up side by side, in the same thread.
+constexpr u32 kHalves = PRODUCT == STORE ? 1 : 2;

@@ -1,0 +1,50 @@
+// Shape of an sm90 kernel: what follows from the macros.
+//
+// A block of threads has three warpgroups: one that copies, and two that multiply, each 64 rows of a 128 x 256 tile. The
+// columns are two halves of 128, whose sums are finished one after the other. In paired products each half has 64
+// columns of gate and the same 64 of up.
+#pragma once
+#include "product.cuh"
+#include "sm90_ptx.cuh"
+
+static_assert(DTYPE == F16 || DTYPE == BF16, "wgmma reads operands of other types only where k is contiguous");
+static_assert(CLUSTER == 1 || CLUSTER == 2, "blocks that copy each other's part of B");
+
+constexpr u32 kWarpgroup = 128;
+constexpr u32 kConsumers = 2;
+constexpr u32 kThreads = kWarpgroup * (1 + kConsumers);
+
+// Registers of a thread after the copying warpgroup has given most of its own away: of 65,536, 168 for each of 384
+// threads at the start, then 128 * 56 + 256 * 224 = 64,512.
+constexpr u32 kProducerRegisters = 56;
+constexpr u32 kConsumerRegisters = 224;
+
+constexpr u32 kTileM = 64 * kConsumers;
+constexpr u32 kTileN = 256;
+// Columns of the matrices in C, of which there are two in paired products, in a tile and in a half.
+constexpr u32 kColumns = kTileN / kHalves;
+constexpr u32 kHalfColumns = kColumns / 2;
+// A whole 128-byte line of 16-bit elements, the widest swizzle.
+constexpr u32 kTileK = 64;
+
+// Everything moves in boxes of 64 rows x 128 bytes: 64 x 64 elements of A and B, and of C, or 64 x 32 of a C in f32.
+constexpr u32 kBoxBytes = 64 * 128;
+constexpr u32 kBoxColumns = 128 / sizeof(Out::Bits);
+constexpr u32 kBoxesA = kTileM / 64;
+constexpr u32 kBoxesB = kTileN / 64;
+constexpr u32 kBytesA = kBoxesA * kBoxBytes;
+constexpr u32 kStageBytes = (kBoxesA + kBoxesB) * kBoxBytes;
+
+// 192 KiB of stages, 32 KiB of boxes on their way to C, the barriers, and up to 1 KiB to start at a multiple of 1 KiB:
+// the swizzle is a function of the address.
+constexpr u32 kStages = 4;
+constexpr u32 kSlots = 2;
+constexpr u32 kRingBytes = kStages * kStageBytes;
+constexpr u32 kOutBytes = kConsumers * kSlots * kBoxBytes;
+
+// The first and the last k blocks of a tile are multiplied half by half, so that one half's products run while the
+// other half is written to C. Both ends together fill the ring.
+constexpr u32 kEnd = kStages / 2;
+
+// This many rows of tiles (or of clusters' pairs) sweep n together, to share what they read in L2.
+constexpr u32 kGroup = 8;

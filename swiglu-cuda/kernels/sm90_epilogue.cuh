@@ -1,0 +1,229 @@
+// From the sums of a warpgroup to C.
+#pragma once
+#include "epilogue.cuh"
+#include "sm90_config.cuh"
+#include "sm90_wgmma.cuh"
+
+// Two floats of neighbouring columns as 16-bit elements, the first in the low half.
+__device__ __forceinline__ u32 pack(float first, float second) {
+    u32 word;
+#if DTYPE == F16
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
+#else
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
+#endif
+    return word;
+}
+
+// What one thread has of 8 columns: two neighbours in one row, and in the row 8 further.
+struct Chunk {
+    float2 top;
+    float2 bottom;
+};
+
+// A part of C: 64 rows and kHalfColumns columns, and what of it is this thread's.
+struct Place {
+    u32 product;
+    i64 row0;
+    i64 column0;
+    u32 lane;
+    u32 warp;
+
+    __device__ __forceinline__ i64 row() const { return row0 + 16 * warp + lane / 4; }
+    __device__ __forceinline__ i64 column(u32 chunk) const { return column0 + 8 * chunk + lane % 4 * 2; }
+};
+
+// Boxes of 64 rows x 128 bytes, on their way from registers to C. Two take turns: while TMA reads one, the warpgroup
+// fills the other.
+struct Boxes {
+    u32 slots;
+    u32 slot;
+    u32 barrier;
+    u32 lane;
+    u32 warp;
+
+    __device__ __forceinline__ bool leads() const { return warp == 0 && lane == 0; }
+
+    // Sends the box that was filled to (x, y) of C.
+    __device__ __forceinline__ void send(const TensorMap& map, i64 x, i64 y) {
+        fence_for_tma();
+        // The other slot, which is filled next, has been read.
+        if (leads()) wait_for_reads<0>();
+        sync_warpgroup(barrier);
+        if (leads()) store_box(map, slots + slot * kBoxBytes, static_cast<i32>(x), static_cast<i32>(y));
+        slot ^= 1;
+    }
+
+    // Fills the next box: chunk(c) are its 8-column chunks.
+    // In the 128-byte swizzle, 16 bytes c of row r lie at place c ^ (r % 8).
+    template <class Chunks>
+    __device__ __forceinline__ void fill(Chunks chunk) const {
+        u32 box = slots + slot * kBoxBytes;
+#if OUT_F32
+        u32 row = 16 * warp + lane / 4;
+        u32 at = box + row * 128 + lane % 2 * 8;
+#pragma unroll
+        for (u32 c = 0; c < kBoxColumns / 8; ++c) {
+            Chunk values = chunk(c);
+            u32 place = ((2 * c + lane % 4 / 2) ^ (row % 8)) * 16;
+            store_pair_shared(at + place, values.top);
+            store_pair_shared(at + place + 8 * 128, values.bottom);
+        }
+#else
+        u32 row = 16 * warp + lane % 16;
+        u32 at = box + row * 128;
+#pragma unroll
+        for (u32 c = 0; c < kBoxColumns / 8; c += 2) {
+            Chunk left = chunk(c);
+            Chunk right = chunk(c + 1);
+            store_matrices(at + ((c + lane / 16) ^ (row % 8)) * 16, pack(left.top.x, left.top.y),
+                           pack(left.bottom.x, left.bottom.y), pack(right.top.x, right.top.y),
+                           pack(right.bottom.x, right.bottom.y));
+        }
+#endif
+    }
+
+    static __device__ __forceinline__ void store_pair_shared(u32 at, float2 pair) {
+        asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(at), "f"(pair.x), "f"(pair.y) : "memory");
+    }
+};
+
+// Sums of gate, or of up, or of C.
+template <u32 which>
+__device__ __forceinline__ Chunk sums_of(const Sums& d, u32 chunk) {
+    u32 i = which * 32 + 4 * chunk;
+    return {{d[i], d[i + 1]}, {d[i + 2], d[i + 3]}};
+}
+
+__device__ __forceinline__ void add_bias(const GemmParams& p, const Place& place, Sums& d) {
+#pragma unroll
+    for (u32 which = 0; which < kHalves; ++which) {
+        if (p.bias[which] == nullptr) continue;
+#pragma unroll
+        for (u32 chunk = 0; chunk < kHalfColumns / 8; ++chunk) {
+            i64 column = place.column(chunk);
+            if (column >= p.n) continue;
+            float2 bias = load_bias(p.bias[which], column, column + 1 < p.n);
+            u32 i = which * 32 + 4 * chunk;
+            d[i] += bias.x;
+            d[i + 1] += bias.y;
+            d[i + 2] += bias.x;
+            d[i + 3] += bias.y;
+        }
+    }
+}
+
+#if PRODUCT == GATE
+__device__ __forceinline__ float careful_gate_value(const GemmParams& p, float g, float u) {
+    return is_tame(gate_argument(g, p.alpha, p.limit)) ? tame_gate_value(g, u, p.alpha, p.limit)
+                                                       : gate_value(g, u, p.alpha, p.limit);
+}
+
+// z in the next box. What an element becomes does not depend on the others: only how the warp gets there does.
+__device__ __forceinline__ void fill_with_gate(const GemmParams& p, const Sums& d, const Boxes& boxes) {
+    bool tame = true;
+#pragma unroll
+    for (u32 i = 0; i < 32; ++i) tame &= is_tame(gate_argument(d[i], p.alpha, p.limit));
+    if (__all_sync(~0u, tame)) {
+        boxes.fill([&](u32 c) -> Chunk {
+            Chunk g = sums_of<0>(d, c);
+            Chunk u = sums_of<1>(d, c);
+            auto value = [&](float g, float u) { return tame_gate_value(g, u, p.alpha, p.limit); };
+            return {{value(g.top.x, u.top.x), value(g.top.y, u.top.y)},
+                    {value(g.bottom.x, u.bottom.x), value(g.bottom.y, u.bottom.y)}};
+        });
+    } else {
+        boxes.fill([&](u32 c) -> Chunk {
+            Chunk g = sums_of<0>(d, c);
+            Chunk u = sums_of<1>(d, c);
+            return {{careful_gate_value(p, g.top.x, u.top.x), careful_gate_value(p, g.top.y, u.top.y)},
+                    {careful_gate_value(p, g.bottom.x, u.bottom.x), careful_gate_value(p, g.bottom.y, u.bottom.y)}};
+        });
+    }
+}
+#elif PRODUCT == GATE_GRADIENT
+// Gate and up sums become their cotangents, in place.
+__device__ __forceinline__ void take_gradients(const GemmParams& p, const Place& place, Sums& d) {
+#pragma unroll
+    for (u32 chunk = 0; chunk < kHalfColumns / 8; ++chunk) {
+        i64 column = place.column(chunk);
+        if (column >= p.n) continue;
+        bool both = column + 1 < p.n;
+#pragma unroll
+        for (u32 below = 0; below < 2; ++below) {
+            i64 row = place.row() + 8 * below;
+            if (row >= p.m) continue;
+            float2 dz = load_pair<In>(p.dz.data, row * p.dz.stride + column, both);
+#pragma unroll
+            for (u32 k = 0; k < 2; ++k) {
+                float& gate = d[4 * chunk + 2 * below + k];
+                float& up = d[32 + 4 * chunk + 2 * below + k];
+                float dg, du;
+                gate_partials(gate, up, p.alpha, p.limit, dg, du);
+                gate = (k == 0 ? dz.x : dz.y) * dg;
+                up = (k == 0 ? dz.x : dz.y) * du;
+            }
+        }
+    }
+}
+#endif
+
+// C by TMA, which leaves out what is not in the matrix, in steps of 16 bytes: its rows start and end at multiples.
+__device__ __forceinline__ void write_boxes(const Sm90Params& p, const Place& place, Sums& d, Boxes& boxes) {
+    i64 x = place.column0;
+    i64 y = place.row0;
+#if PRODUCT == STORE
+#pragma unroll
+    for (u32 box = 0; box < kHalfColumns / kBoxColumns; ++box) {
+        boxes.fill([&](u32 c) { return sums_of<0>(d, box * (kBoxColumns / 8) + c); });
+        boxes.send(p.c[place.product], x + box * kBoxColumns, y);
+    }
+#else
+    add_bias(p.gemm, place, d);
+    auto gate = [&](u32 c) { return sums_of<0>(d, c); };
+    auto up = [&](u32 c) { return sums_of<1>(d, c); };
+#if PRODUCT == GATE
+    if (p.gemm.pre[0].data != nullptr) {
+        boxes.fill(gate);
+        boxes.send(p.pre[0], x, y);
+        boxes.fill(up);
+        boxes.send(p.pre[1], x, y);
+    }
+    fill_with_gate(p.gemm, d, boxes);
+    boxes.send(p.c[0], x, y);
+#else
+    take_gradients(p.gemm, place, d);
+    boxes.fill(gate);
+    boxes.send(p.c[0], x, y);
+    boxes.fill(up);
+    boxes.send(p.c[1], x, y);
+#endif
+#endif
+}
+
+// C element by element, for any alignment, and where C is added to.
+__device__ __forceinline__ void write_pairs(const GemmParams& p, const Place& place, const Sums& d) {
+#pragma unroll
+    for (u32 chunk = 0; chunk < kHalfColumns / 8; ++chunk) {
+        i64 column = place.column(chunk);
+        if (column >= p.n) continue;
+        bool both = column + 1 < p.n;
+        float2 bias[kHalves];
+#pragma unroll
+        for (u32 which = 0; which < kHalves; ++which) {
+            bias[which] = load_bias(p.bias[place.product + which], column, both);
+        }
+#pragma unroll
+        for (u32 below = 0; below < 2; ++below) {
+            i64 row = place.row() + 8 * below;
+            if (row >= p.m) continue;
+            float2 pair[kHalves];
+#pragma unroll
+            for (u32 which = 0; which < kHalves; ++which) {
+                u32 i = which * 32 + 4 * chunk + 2 * below;
+                pair[which] = {d[i] + bias[which].x, d[i + 1] + bias[which].y};
+            }
+            finish(p, place.product, row, column, both, pair);
+        }
+    }
+}

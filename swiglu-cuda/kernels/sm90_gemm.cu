@@ -1,0 +1,295 @@
+// GEMM on Hopper's tensor cores, with the gate function on the sums where PRODUCT has one.
+//
+// Macros: DTYPE (F16 or BF16), A_TRANS, B_TRANS, PRODUCT, GATE_FUNCTION, OUT_F32 (C of STORE is f32), CLUSTER (1 or 2
+// blocks, which share B), C_BOXES (C and pre are written by TMA: their rows start and end at multiples of 16 bytes, and
+// nothing is added), C_VECTOR (dz, and C without C_BOXES, may be accessed two elements at a time).
+//
+// Data and row strides of A and B are multiples of 16 bytes; m, n and k are free, but not 0: TMA reads zeros outside a
+// matrix and, up to 16 bytes, writes nothing there. The grid is as many blocks as run at once, of kThreads threads; each takes tile after
+// tile. Every map's box is 64 rows of 128 bytes.
+//
+// One thread copies k blocks of A and B into a ring of stages. Two warpgroups multiply, 64 rows each; each lets its
+// products of a block run while it waits for the next block, and gives a stage back when they are done. The columns of a
+// tile are finished in two halves. What the two warpgroups do at the end of a tile and at the start of the next:
+//
+//     tensor cores   | last blocks, left | last blocks, right | first blocks, left | first blocks, right | ...
+//     other units    |                   | left half to C     | right half to C    |                     |
+#include "sm90_epilogue.cuh"
+
+// The tile that a block works on.
+struct Tile {
+    u32 product;
+    i32 m0;
+    i32 n0;
+};
+
+// The order of the tiles. `rank` is the block's in its cluster, whose blocks are on neighbouring rows of tiles.
+struct Order {
+    u32 rows;
+    u32 columns;
+    u32 total;
+    u32 rank;
+
+    __device__ __forceinline__ Order(const Sm90Params& p, u32 rank) : rank(rank) {
+        constexpr u32 kRows = kTileM * CLUSTER;
+        rows = static_cast<u32>((p.gemm.m + kRows - 1) / kRows);
+        columns = static_cast<u32>((p.gemm.n + kColumns - 1) / kColumns);
+        total = rows * columns * p.products;
+    }
+
+    __device__ __forceinline__ Tile at(u32 index) const {
+        u32 product = index / (rows * columns);
+        u32 in_product = index - product * rows * columns;
+        u32 first = in_product / (kGroup * columns) * kGroup;
+        u32 in_group = in_product - first * columns;
+        u32 height = rows - first < kGroup ? rows - first : kGroup;
+        u32 row = first + in_group % height;
+        return {product, static_cast<i32>((row * CLUSTER + rank) * kTileM),
+                static_cast<i32>(in_group / height * kColumns)};
+    }
+};
+
+// k blocks of each segment, and how many more there are of zeros, outside the matrices, to make two ends.
+struct Blocks {
+    u32 each;
+    u32 total;
+
+    __device__ __forceinline__ Blocks(const GemmParams& p) {
+        each = static_cast<u32>((p.k + kTileK - 1) / kTileK);
+        total = each * p.segments;
+        if (total < 2 * kEnd) total = 2 * kEnd;
+    }
+};
+
+// A place in the ring, and how often it was passed.
+struct Cursor {
+    u32 stage = 0;
+    u32 parity = 0;
+
+    __device__ __forceinline__ void advance() {
+        if (++stage == kStages) {
+            stage = 0;
+            parity ^= 1;
+        }
+    }
+};
+
+// Addresses in shared memory.
+struct Ring {
+    u32 base;
+
+    __device__ __forceinline__ u32 a(u32 stage) const { return base + stage * kStageBytes; }
+    __device__ __forceinline__ u32 b(u32 stage) const { return a(stage) + kBytesA; }
+    __device__ __forceinline__ u32 boxes(u32 consumer) const {
+        return base + kRingBytes + consumer * kSlots * kBoxBytes;
+    }
+    // Completed by a stage's bytes.
+    __device__ __forceinline__ u32 full(u32 stage) const { return base + kRingBytes + kOutBytes + stage * 8; }
+    // Completed by those who have multiplied it, in every block that the copies into it go to.
+    __device__ __forceinline__ u32 empty(u32 stage) const { return full(kStages + stage); }
+};
+
+__device__ __forceinline__ void sync_blocks() {
+#if CLUSTER == 1
+    __syncthreads();
+#else
+    sync_cluster();
+#endif
+}
+
+// One k block of A and B into a stage, of which this block of the cluster copies its rows of A and its part of B.
+__device__ __forceinline__ void copy_stage(const Sm90Params& p, const Ring& ring, u32 stage, const Tile& tile,
+                                           u32 segment, i32 k0, u32 rank) {
+    u32 full = ring.full(stage);
+    u32 part = tile.product + segment;
+    arrive_expecting(full, kStageBytes);
+#pragma unroll
+    for (u32 box = 0; box < kBoxesA; ++box) {
+        i32 m0 = tile.m0 + 64 * box;
+        load_box(ring.a(stage) + box * kBoxBytes, p.a[part], full, A_TRANS ? m0 : k0, A_TRANS ? k0 : m0);
+    }
+#pragma unroll
+    for (u32 i = 0; i < kBoxesB / CLUSTER; ++i) {
+        // In paired products even boxes are gate and odd ones are up: the blocks of a cluster copy one of them each.
+        u32 box = CLUSTER * i + rank;
+        const TensorMap& map = p.b[kHalves == 2 ? box % 2 : part];
+        i32 n0 = tile.n0 + 64 * static_cast<i32>(kHalves == 2 ? box / 2 : box);
+        i32 x = B_TRANS ? k0 : n0;
+        i32 y = B_TRANS ? n0 : k0;
+        u32 to = ring.b(stage) + box * kBoxBytes;
+#if CLUSTER == 1
+        load_box(to, map, full, x, y);
+#else
+        load_box(to, map, full, x, y, static_cast<u16>((1 << CLUSTER) - 1));
+#endif
+    }
+}
+
+__device__ __forceinline__ void produce(const Sm90Params& p, const Ring& ring, const Order& order, u32 first,
+                                        u32 step) {
+    Blocks blocks(p.gemm);
+    Cursor cursor;
+    for (u32 index = first; index < order.total; index += step) {
+        Tile tile = order.at(index);
+        u32 segment = 0;
+        u32 in_segment = 0;
+        for (u32 block = 0; block < blocks.total; ++block) {
+            wait(ring.empty(cursor.stage), cursor.parity ^ 1);
+            copy_stage(p, ring, cursor.stage, tile, segment, static_cast<i32>(in_segment * kTileK), order.rank);
+            cursor.advance();
+            if (++in_segment == blocks.each && segment + 1 < p.gemm.segments) {
+                in_segment = 0;
+                ++segment;
+            }
+        }
+    }
+}
+
+// A warpgroup that multiplies.
+struct Consumer {
+    // Operands that are contiguous along k take 32 bytes of it in each step, others 16 rows.
+    static constexpr u64 kStepA = (A_TRANS ? 16 * 128 : 32) >> 4;
+    static constexpr u64 kStepB = (B_TRANS ? 32 : 16 * 128) >> 4;
+
+    const Ring& ring;
+    u32 number;
+    u32 thread;
+    // The next block to multiply.
+    Cursor cursor;
+
+    __device__ __forceinline__ u64 a(u32 stage) const {
+        return descriptor(ring.a(stage) + number * kBoxBytes, kBoxBytes);
+    }
+    __device__ __forceinline__ u64 b(u32 stage, u32 half) const {
+        return descriptor(ring.b(stage) + half * 2 * kBoxBytes, kBoxBytes);
+    }
+
+    // Gives a stage back to the blocks that fill it.
+    __device__ __forceinline__ void release(u32 stage) const {
+#if CLUSTER == 1
+        if (thread == 0) arrive(ring.empty(stage));
+#else
+        if (thread < CLUSTER) arrive_at(ring.empty(stage), thread);
+#endif
+    }
+
+    // kEnd blocks from `from` on, for one half of the columns. The first half waits for the blocks, if any are to come.
+    template <u32 half>
+    __device__ __forceinline__ Cursor multiply_end(Sums& d, Cursor from, bool fresh, bool coming = true) const {
+#pragma unroll
+        for (u32 block = 0; block < kEnd; ++block) {
+            if (half == 0 && coming) wait(ring.full(from.stage), from.parity);
+            fence_operands();
+#pragma unroll
+            for (u32 step = 0; step < kTileK / 16; ++step) {
+                multiply<A_TRANS, !B_TRANS>(d, a(from.stage) + step * kStepA, b(from.stage, half) + step * kStepB,
+                                            !fresh || (block | step) != 0);
+            }
+            commit_products();
+            from.advance();
+        }
+        return from;
+    }
+
+    // The blocks between the ends, after those of the first end, whose last stage is `last`. Returns the last stage
+    // that is not given back.
+    __device__ __forceinline__ u32 multiply_middle(Sums (&d)[2], u32 blocks, u32 last) {
+        for (u32 block = 0; block < blocks; ++block) {
+            wait(ring.full(cursor.stage), cursor.parity);
+            fence_operands();
+#pragma unroll
+            for (u32 step = 0; step < kTileK / 16; ++step) {
+                multiply<A_TRANS, !B_TRANS>(d[0], a(cursor.stage) + step * kStepA, b(cursor.stage, 0) + step * kStepB, true);
+                multiply<A_TRANS, !B_TRANS>(d[1], a(cursor.stage) + step * kStepA, b(cursor.stage, 1) + step * kStepB, true);
+            }
+            commit_products();
+            wait_for_products<1>();
+            release(last);
+            last = cursor.stage;
+            cursor.advance();
+        }
+        return last;
+    }
+};
+
+__device__ __forceinline__ void write_half(const Sm90Params& p, const Tile& tile, u32 consumer, u32 half, Sums& d,
+                                           Boxes& boxes) {
+    Place place = {tile.product, tile.m0 + 64 * consumer, tile.n0 + half * kHalfColumns, boxes.lane, boxes.warp};
+    if (place.column0 >= p.gemm.n) return;
+#if C_BOXES
+    write_boxes(p, place, d, boxes);
+#else
+    write_pairs(p.gemm, place, d);
+#endif
+}
+
+__device__ __forceinline__ void consume(const Sm90Params& p, const Ring& ring, const Order& order, u32 first,
+                                        u32 step) {
+    u32 number = __shfl_sync(~0u, threadIdx.x / kWarpgroup, 0) - 1;
+    u32 thread = threadIdx.x % kWarpgroup;
+    u32 blocks = Blocks(p.gemm).total;
+    Boxes boxes = {ring.boxes(number), 0, 1 + number, thread % 32, thread / 32};
+    Consumer consumer = {ring, number, thread, Cursor()};
+    Sums d[2] = {};
+    // Nothing of it is in C.
+    Tile tile = {0, 0, static_cast<i32>(p.gemm.n)};
+    for (u32 index = first;; index += step) {
+        bool more = index < order.total;
+        Cursor start = consumer.cursor;
+        // Where no tile is left, of what the ring happens to hold, for nothing: under a condition the assembler would let
+        // these products wait for each other.
+        consumer.cursor = consumer.multiply_end<0>(d[0], start, true, more);
+        // All groups but those of this end. They are done; this is how the assembler knows.
+        wait_for_products<kEnd>();
+        write_half(p, tile, number, 1, d[1], boxes);
+        if (!more) break;
+        tile = order.at(index);
+        consumer.multiply_end<1>(d[1], start, true);
+        wait_for_products<1>();
+        consumer.release(start.stage);
+        start.advance();
+        u32 last = consumer.multiply_middle(d, blocks - 2 * kEnd, start.stage);
+        start = consumer.cursor;
+        consumer.cursor = consumer.multiply_end<0>(d[0], start, false);
+        wait_for_products<kEnd>();
+        consumer.release(last);
+        consumer.multiply_end<1>(d[1], start, false);
+        wait_for_products<kEnd>();
+        write_half(p, tile, number, 0, d[0], boxes);
+        wait_for_products<0>();
+        consumer.release(start.stage);
+        start.advance();
+        consumer.release(start.stage);
+    }
+    wait_for_products<0>();
+    // Shared memory stays until it has been read.
+    if (boxes.leads()) wait_for_reads<0>();
+}
+
+extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(kThreads, 1)
+    swiglu_kernel(const __grid_constant__ Sm90Params p) {
+    extern __shared__ u8 shared[];
+    Ring ring = {(static_cast<u32>(__cvta_generic_to_shared(shared)) + 1023) & ~1023u};
+    u32 rank = CLUSTER == 1 ? 0 : cluster_rank();
+    if (threadIdx.x == 0) {
+        for (u32 stage = 0; stage < kStages; ++stage) {
+            init_barrier(ring.full(stage), 1);
+            init_barrier(ring.empty(stage), kConsumers * CLUSTER);
+        }
+        fence_barriers();
+    }
+    sync_blocks();
+    Order order(p, rank);
+    u32 first = blockIdx.x / CLUSTER;
+    u32 step = gridDim.x / CLUSTER;
+    if (threadIdx.x < kWarpgroup) {
+        shrink_registers<kProducerRegisters>();
+        if (threadIdx.x == 0) produce(p, ring, order, first, step);
+    } else {
+        grow_registers<kConsumerRegisters>();
+        consume(p, ring, order, first, step);
+    }
+    // No block ends while another may still write to its shared memory.
+    __syncwarp();
+    sync_blocks();
+}

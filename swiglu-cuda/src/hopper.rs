@@ -1,0 +1,93 @@
+//! Products of the family `sm90`: what TMA is told about their matrices.
+
+use swiglu_core::{Dtype, Result};
+
+use crate::gemm::{Gemm, Product};
+use crate::kernel::Kernel;
+use crate::params::{GemmParams, Operand, Sm90Params, TensorMap};
+use crate::queue::Call;
+
+/// A matrix as TMA sees it, which moves boxes of 64 rows x 128 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Boxed {
+    pub(crate) matrix: Operand,
+    pub(crate) dtype: Dtype,
+    pub(crate) rows: u64,
+    pub(crate) cols: u64,
+}
+
+impl Boxed {
+    /// Rows of a box.
+    pub(crate) const ROWS: u32 = 64;
+
+    /// Columns of a box.
+    pub(crate) fn columns(&self) -> u32 {
+        128 / self.dtype.bytes() as u32
+    }
+
+    /// Bytes from one row to the next. Those of a single row may be any number, of which TMA takes none but multiples
+    /// of 16.
+    pub(crate) fn row_bytes(&self) -> u64 {
+        let bytes = self.dtype.bytes() as u64;
+        if self.rows == 1 {
+            (self.cols * bytes).next_multiple_of(16)
+        } else {
+            self.matrix.stride as u64 * bytes
+        }
+    }
+}
+
+/// Starts `products` products, or one of as many segments as `params` says.
+pub(crate) fn launch(call: &Call<'_>, gemm: Gemm, products: u32, params: &GemmParams) -> Result<()> {
+    let (m, n, k) = (params.m as u64, params.n as u64, params.k as u64);
+    let grid = Kernel::Gemm(gemm).grid_of(gemm.blocks((m, n, u64::from(products)), call.facts()));
+    if grid.blocks == 0 {
+        return Ok(());
+    }
+    let shape = |trans: bool, (rows, cols): (u64, u64)| if trans { (cols, rows) } else { (rows, cols) };
+    let maps = |matrices: [Operand; 2], dtype: Dtype, (rows, cols): (u64, u64)| -> Result<[TensorMap; 2]> {
+        let mut maps = [TensorMap::default(); 2];
+        for (map, matrix) in maps.iter_mut().zip(matrices) {
+            if matrix != Operand::NONE {
+                *map = call.tensor_map(&Boxed { matrix, dtype, rows, cols })?;
+            }
+        }
+        Ok(maps)
+    };
+    let out = match gemm.product {
+        Product::Store { out } => out,
+        Product::Gate(_) | Product::GateGradient(_) => gemm.dtype,
+    };
+    let outputs = |matrices| match gemm.hopper.boxes {
+        true => maps(matrices, out, (m, n)),
+        false => Ok([TensorMap::default(); 2]),
+    };
+    let params = Sm90Params {
+        a: maps(params.a, gemm.dtype, shape(gemm.a_trans, (m, k)))?,
+        b: maps(params.b, gemm.dtype, shape(gemm.b_trans, (k, n)))?,
+        c: outputs(params.c)?,
+        pre: outputs(params.pre)?,
+        gemm: *params,
+        products,
+        unused: 0,
+    };
+    call.launch(Kernel::Gemm(gemm), grid, &params)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_box_is_128_bytes_wide() {
+        let boxed = |dtype| Boxed { matrix: Operand { data: 256, stride: 72 }, dtype, rows: 3, cols: 70 };
+        assert_eq!((boxed(Dtype::Bf16).columns(), boxed(Dtype::Bf16).row_bytes()), (64, 144));
+        assert_eq!((boxed(Dtype::F32).columns(), boxed(Dtype::F32).row_bytes()), (32, 288));
+    }
+
+    #[test]
+    fn a_single_row_has_no_stride_of_its_own() {
+        let row = Boxed { matrix: Operand { data: 256, stride: 7 }, dtype: Dtype::F16, rows: 1, cols: 70 };
+        assert_eq!(row.row_bytes(), 144);
+    }
+}
