@@ -8,6 +8,7 @@
 //   ADD_BIAS         AddBiasParams      the same
 //   PARTIAL_SUMS     ColumnSumsParams   chunks * ceil(cols / 256)
 //   COLUMN_SUMS      ColumnSumsParams   ceil(cols / 256)
+//   REALIGN          RealignParams      as ADD_BIAS
 //
 // Any address and stride will do: a matrix with 16-byte alignment is seen to at run time.
 #include "gate.cuh"
@@ -19,6 +20,7 @@
 #define ADD_BIAS 2
 #define PARTIAL_SUMS 3
 #define COLUMN_SUMS 4
+#define REALIGN 5
 
 constexpr int THREADS = 256;
 constexpr int VECTOR = 16 / sizeof(Element<DTYPE>::Bits);
@@ -40,8 +42,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) swiglu_kernel(const __grid
     i64 count = p.cols - column;
     bool whole = aligned<DTYPE>(p.gate.data, p.gate.stride) && aligned<DTYPE>(p.up.data, p.up.stride) &&
                  aligned<DTYPE>(p.z.data, p.z.stride);
-    void* gate_at = element<DTYPE>(p.gate.data, row * p.gate.stride + column);
-    void* up_at = element<DTYPE>(p.up.data, row * p.up.stride + column);
+    const void* gate_at = element<DTYPE>(p.gate.data, row * p.gate.stride + column);
+    const void* up_at = element<DTYPE>(p.up.data, row * p.up.stride + column);
     void* z_at = element<DTYPE>(p.z.data, row * p.z.stride + column);
 
     float gate[VECTOR], up[VECTOR], z[VECTOR];
@@ -60,8 +62,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) swiglu_kernel(const __grid
         gate[i] = z[i] * dg;
         up[i] = z[i] * du;
     }
-    write<DTYPE>(gate_at, gate, count, whole);
-    write<DTYPE>(up_at, up, count, whole);
+    bool whole_to = aligned<DTYPE>(p.to_gate.data, p.to_gate.stride) && aligned<DTYPE>(p.to_up.data, p.to_up.stride);
+    write<DTYPE>(element<DTYPE>(p.to_gate.data, row * p.to_gate.stride + column), gate, count, whole_to);
+    write<DTYPE>(element<DTYPE>(p.to_up.data, row * p.to_up.stride + column), up, count, whole_to);
 #endif
 }
 
@@ -80,6 +83,16 @@ extern "C" __global__ void __launch_bounds__(THREADS) swiglu_kernel(const __grid
 #pragma unroll
     for (int i = 0; i < VECTOR; ++i) c[i] += bias[i];
     write<DTYPE>(c_at, c, count, whole);
+}
+
+#elif PASS == REALIGN
+
+extern "C" __global__ void __launch_bounds__(THREADS) swiglu_kernel(const __grid_constant__ RealignParams p) {
+    i64 row, column;
+    if (!place(p.rows, p.cols, row, column)) return;
+    Pack<DTYPE, VECTOR> pack;
+    pack.load(element<DTYPE>(p.from.data, row * p.from.stride + column), p.cols - column, false);
+    pack.store(element<DTYPE>(p.to.data, row * p.to.stride + column), VECTOR, true);
 }
 
 #elif PASS == PARTIAL_SUMS

@@ -65,18 +65,29 @@ struct Sm90Params {
 };
 static_assert(sizeof(Sm90Params) == 1280, "src/params.rs has the same size");
 
-// Elementwise passes over [rows, cols] halves. Forward: z = h(gate, up). Backward: z is dz, and gate and up become
-// dz * dh/dg and dz * dh/du in place.
+// Elementwise passes over [rows, cols] halves. Forward: z = h(gate, up). Backward: z is dz, and dz * dh/dg and
+// dz * dh/du go to to_gate and to_up, which may be gate and up.
 struct GateParams {
-    Output gate;
-    Output up;
+    Input gate;
+    Input up;
     Output z;
+    Output to_gate;
+    Output to_up;
     i64 rows;
     i64 cols;
     float alpha;
     float limit;
 };
-static_assert(sizeof(GateParams) == 72, "src/params.rs has the same size");
+static_assert(sizeof(GateParams) == 104, "src/params.rs has the same size");
+
+// A copy to rows at multiples of 16 bytes, which end in zeros.
+struct RealignParams {
+    Input from;
+    Output to;
+    i64 rows;
+    i64 cols;
+};
+static_assert(sizeof(RealignParams) == 48, "src/params.rs has the same size");
 
 // c[i][j] += bias[j].
 struct AddBiasParams {

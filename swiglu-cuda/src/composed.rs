@@ -17,8 +17,9 @@ use crate::kernel::{Kernel, gate_code};
 use crate::memory::CudaMemory;
 use crate::params::{AddBiasParams, GateParams, GemmParams, Operand};
 use crate::passes::{column_sums, destination, launch_gemm, out_type};
-use crate::plan::{Matmul, Planner, Sums, padded};
+use crate::plan::{Matmul, Planner, Sums};
 use crate::queue::{Call, Queue};
+use crate::realign::padded;
 
 /// What a pass takes besides its operands.
 #[derive(Clone, Copy, Debug)]
@@ -252,7 +253,8 @@ fn gate_params<T: Element>(
     let Dims { batch, hidden, .. } = problem.dims;
     let (_, alpha, limit) = gate_code(w.function())?;
     let [gate, up] = halves(pre, hidden, T::DTYPE);
-    Ok(GateParams { gate, up, z, rows: batch as i64, cols: hidden as i64, alpha, limit })
+    let (rows, cols) = (batch as i64, hidden as i64);
+    Ok(GateParams { gate, up, z, to_gate: gate, to_up: up, rows, cols, alpha, limit })
 }
 
 /// Enqueues a checked forward.

@@ -66,6 +66,8 @@ impl Cuda {
             gate: half(0)?,
             up: half(cols)?,
             z: Operand::write(&z),
+            to_gate: Operand::NONE,
+            to_up: Operand::NONE,
             rows: rows as i64,
             cols: cols as i64,
             alpha,
@@ -79,11 +81,14 @@ impl Cuda {
         let GateBackward { gate, dz, pre } = call;
         let (rows, cols) = dz.shape();
         let (code, alpha, limit) = gate_code(gate)?;
-        let (to_gate, to_up) = pre.split_cols(cols)?;
+        let (gate, up) = pre.split_cols(cols)?;
+        let (gate, up) = (Operand::write(&gate), Operand::write(&up));
         let params = GateParams {
-            gate: Operand::write(&to_gate),
-            up: Operand::write(&to_up),
+            gate,
+            up,
             z: Operand::read(dz),
+            to_gate: gate,
+            to_up: up,
             rows: rows as i64,
             cols: cols as i64,
             alpha,

@@ -70,6 +70,11 @@ pub(crate) enum Kernel {
         /// The gate function.
         gate: GateCode,
     },
+    /// A copy whose rows start at multiples of 16 bytes.
+    Realign {
+        /// Element type.
+        dtype: Dtype,
+    },
     /// c += bias.
     AddBias {
         /// Element type.
@@ -143,6 +148,7 @@ impl Kernel {
             Kernel::Gemv { .. } => &GEMV,
             Kernel::GateForward { .. }
             | Kernel::GateBackward { .. }
+            | Kernel::Realign { .. }
             | Kernel::AddBias { .. }
             | Kernel::PartialSums { .. }
             | Kernel::TotalSums { .. } => &ELEMENTWISE,
@@ -171,6 +177,7 @@ impl Kernel {
                 .with("PASS", 1)
                 .with("DTYPE", dtype_code(dtype))
                 .with("GATE_FUNCTION", i64::from(gate.0)),
+            Kernel::Realign { dtype } => Defines::default().with("PASS", 5).with("DTYPE", dtype_code(dtype)),
             Kernel::AddBias { dtype } => Defines::default().with("PASS", 2).with("DTYPE", dtype_code(dtype)),
             Kernel::PartialSums { dtype } => {
                 Defines::default().with("PASS", 3).with("DTYPE", dtype_code(dtype))
@@ -205,6 +212,7 @@ impl Kernel {
             }
             Kernel::GateForward { dtype, .. }
             | Kernel::GateBackward { dtype, .. }
+            | Kernel::Realign { dtype }
             | Kernel::AddBias { dtype } => (one_per(vectors(dtype)), THREADS),
             // Rows are the chunks here, and one in the second stage.
             Kernel::PartialSums { .. } | Kernel::TotalSums { .. } => {
@@ -278,6 +286,7 @@ impl fmt::Display for Kernel {
             }
             Kernel::GateForward { dtype, .. } => write!(f, "gate-{dtype}"),
             Kernel::GateBackward { dtype, .. } => write!(f, "gate-gradient-{dtype}"),
+            Kernel::Realign { dtype } => write!(f, "realign-{dtype}"),
             Kernel::AddBias { dtype } => write!(f, "add-bias-{dtype}"),
             Kernel::PartialSums { dtype } => write!(f, "column-sums-{dtype}"),
             Kernel::TotalSums { out } => write!(f, "column-sums-to-{out}"),

@@ -78,6 +78,7 @@ mod passes;
 mod plan;
 mod preflight;
 mod queue;
+mod realign;
 mod search;
 #[allow(unsafe_code, reason = "page-locked memory; everything above it is safe")]
 mod staging;

@@ -79,10 +79,22 @@ pub(crate) struct GateParams {
     pub(crate) gate: Operand,
     pub(crate) up: Operand,
     pub(crate) z: Operand,
+    pub(crate) to_gate: Operand,
+    pub(crate) to_up: Operand,
     pub(crate) rows: i64,
     pub(crate) cols: i64,
     pub(crate) alpha: f32,
     pub(crate) limit: f32,
+}
+
+/// Twin of `RealignParams`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct RealignParams {
+    pub(crate) from: Operand,
+    pub(crate) to: Operand,
+    pub(crate) rows: i64,
+    pub(crate) cols: i64,
 }
 
 /// Twin of `AddBiasParams`.
@@ -150,7 +162,8 @@ pub(crate) struct AdamWParams {
 const _: () = {
     assert!(size_of::<GemmParams>() == 200);
     assert!(size_of::<Sm90Params>() == 1280);
-    assert!(size_of::<GateParams>() == 72);
+    assert!(size_of::<GateParams>() == 104);
+    assert!(size_of::<RealignParams>() == 48);
     assert!(size_of::<AddBiasParams>() == 40);
     assert!(size_of::<ColumnSumsParams>() == 72);
     assert!(size_of::<CrossEntropyParams>() == 96);
@@ -164,6 +177,7 @@ pub(crate) trait KernelParams: Copy {}
 impl KernelParams for GemmParams {}
 impl KernelParams for Sm90Params {}
 impl KernelParams for GateParams {}
+impl KernelParams for RealignParams {}
 impl KernelParams for AddBiasParams {}
 impl KernelParams for ColumnSumsParams {}
 impl KernelParams for CrossEntropyParams {}

@@ -1,7 +1,7 @@
 //! The op's two passes, enqueued.
 
 use swiglu_core::ops::{Backward, Forward};
-use swiglu_core::{Dims, Dtype, Element, Halves, MatRef, Orientation, Out, Result, Target, Weights};
+use swiglu_core::{Dims, Dtype, Element, Halves, Orientation, Out, Result, Target, Weights};
 
 use crate::gemm::{Family, Gemm};
 use crate::hopper;
@@ -10,6 +10,7 @@ use crate::memory::CudaMemory;
 use crate::params::{ColumnSumsParams, GateParams, GemmParams, Operand};
 use crate::plan::{Cotangents, Planner, Sums};
 use crate::queue::{Call, Queue};
+use crate::realign::Room;
 
 /// Starts a product whose operands are in place.
 pub(crate) fn launch_gemm(call: &Call<'_>, gemm: Gemm, params: &GemmParams) -> Result<()> {
@@ -21,10 +22,10 @@ pub(crate) fn launch_gemm(call: &Call<'_>, gemm: Gemm, params: &GemmParams) -> R
     call.launch_copies(Kernel::Gemm(gemm), (params.m, params.n, products), params)
 }
 
-/// The parts of x . Wf that every projection has.
+/// The parts of x . Wf that every projection has. `a` and `b` are x and the halves of the weights, wherever they are.
 fn projection<T: Element>(
-    x: MatRef<'_, T, CudaMemory>,
-    w: &Weights<'_, T, CudaMemory>,
+    (rows, a): (usize, Operand),
+    (w, b): (&Weights<'_, T, CudaMemory>, [Operand; 2]),
 ) -> Result<GemmParams> {
     let (_, alpha, limit) = gate_code(w.function())?;
     let hidden = w.hidden();
@@ -37,10 +38,10 @@ fn projection<T: Element>(
         }
     };
     Ok(GemmParams {
-        a: [Operand::read(x), Operand::NONE],
-        b: [Operand::read(w.gate_weights()), Operand::read(w.up_weights())],
+        a: [a, Operand::NONE],
+        b,
         bias,
-        m: x.rows() as i64,
+        m: rows as i64,
         n: hidden as i64,
         k: w.in_features() as i64,
         alpha,
@@ -48,6 +49,11 @@ fn projection<T: Element>(
         segments: 1,
         ..GemmParams::default()
     })
+}
+
+/// Both halves of the weights.
+fn weight_operands<T: Element>(w: &Weights<'_, T, CudaMemory>) -> [Operand; 2] {
+    [Operand::read(w.gate_weights()), Operand::read(w.up_weights())]
 }
 
 /// Enqueues a checked forward.
@@ -58,13 +64,14 @@ pub(crate) fn forward<T: Element>(
 ) -> Result<()> {
     let Forward { problem, x, w, z, pre, .. } = call;
     let plan = planner.forward(&problem, pre.is_some())?;
-    let mut params = projection(x, &w)?;
+    let call = queue.call(plan.workspace_bytes)?;
+    let (a, b) = plan.realigned.copy(&call, Operand::read(x), weight_operands(&w))?;
+    let mut params = projection((x.rows(), a), (&w, b))?;
     params.c[0] = Operand::write(&z);
     if let Some(pre) = pre {
         let (gate, up) = pre.split_cols(w.hidden())?;
         params.pre = [Operand::write(&gate), Operand::write(&up)];
     }
-    let call = queue.call(0)?;
     match plan.kernel {
         Kernel::Gemm(gemm) => launch_gemm(&call, gemm, &params),
         kernel => call.launch_on(kernel, params.m, params.n, &params),
@@ -78,6 +85,17 @@ struct Dab {
     up: Operand,
 }
 
+impl Dab {
+    /// In the workspace.
+    fn in_rooms(call: &Call<'_>, rooms: [Room; 2]) -> Result<Self> {
+        for room in rooms {
+            room.clear_ends(call)?;
+        }
+        let [gate, up] = rooms.map(|room| room.operand(call));
+        Ok(Self { gate, up })
+    }
+}
+
 /// Enqueues a checked backward.
 pub(crate) fn backward<T: Element>(
     queue: &Queue,
@@ -88,29 +106,26 @@ pub(crate) fn backward<T: Element>(
     let Dims { batch, in_features, hidden } = problem.dims;
     let plan = planner.backward(&problem)?;
     let call = queue.call(plan.workspace_bytes)?;
+    let (x_operand, weights) = plan.realigned.copy(&call, Operand::read(x), weight_operands(&w))?;
     let dab = match (plan.cotangents, pre) {
-        (Cotangents::Recomputed { gemm, dgate, dup, stride }, _) => {
-            let at = |offset| Operand { data: call.at(offset), stride: stride as i64 };
-            let dab = Dab { gate: at(dgate), up: at(dup) };
-            if stride != hidden {
-                // No sum depends on what pads the rows: a copy of the last, partial 16 bytes takes only what is in the
-                // row. initcheck cannot tell, and a workspace that is clean is one thing less to think about.
-                let bytes = batch * stride * T::DTYPE.bytes();
-                call.clear(dgate, bytes)?;
-                call.clear(dup, bytes)?;
-            }
-            let params = GemmParams { c: [dab.gate, dab.up], dz: Operand::read(dz), ..projection(x, &w)? };
+        (Cotangents::Recomputed { gemm, to }, _) => {
+            let dab = Dab::in_rooms(&call, to)?;
+            let projection = projection((batch, x_operand), (&w, weights))?;
+            let params = GemmParams { c: [dab.gate, dab.up], dz: Operand::read(dz), ..projection };
             launch_gemm(&call, gemm, &params)?;
             dab
         }
-        (Cotangents::Saved(gate), Some(pre)) => {
-            let (to_gate, to_up) = pre.split_cols(hidden)?;
-            let dab = Dab { gate: Operand::write(&to_gate), up: Operand::write(&to_up) };
+        (Cotangents::Saved { gate, to }, Some(pre)) => {
+            let (pre_gate, pre_up) = pre.split_cols(hidden)?;
+            let pre = Dab { gate: Operand::write(&pre_gate), up: Operand::write(&pre_up) };
+            let dab = to.map_or(Ok(pre), |rooms| Dab::in_rooms(&call, rooms))?;
             let (_, alpha, limit) = gate_code(w.function())?;
             let params = GateParams {
-                gate: dab.gate,
-                up: dab.up,
+                gate: pre.gate,
+                up: pre.up,
                 z: Operand::read(dz),
+                to_gate: dab.gate,
+                to_up: dab.up,
                 rows: batch as i64,
                 cols: hidden as i64,
                 alpha,
@@ -125,12 +140,12 @@ pub(crate) fn backward<T: Element>(
             dab
         }
         // The plan follows from the same `pre`.
-        (Cotangents::Saved(_), None) => return Ok(()),
+        (Cotangents::Saved { .. }, None) => return Ok(()),
     };
     if let (Some(gemm), Some(Out { to, add })) = (plan.dx, dx) {
         let params = GemmParams {
             a: [dab.gate, dab.up],
-            b: [Operand::read(w.gate_weights()), Operand::read(w.up_weights())],
+            b: weights,
             c: [Operand::write(&to), Operand::NONE],
             m: batch as i64,
             n: in_features as i64,
@@ -142,7 +157,7 @@ pub(crate) fn backward<T: Element>(
         launch_gemm(&call, gemm, &params)?;
     }
     if let (Some(gemm), Some(dwf)) = (plan.dwf, dwf) {
-        launch_gemm(&call, gemm, &weight_gradient(w.orientation(), x, dab, dwf))?;
+        launch_gemm(&call, gemm, &weight_gradient(w.orientation(), (batch, x_operand), dab, dwf))?;
     }
     if let (Some(sums), Some(dbias)) = (plan.sums, dbias) {
         let (to, add) = destination(&dbias);
@@ -161,16 +176,16 @@ pub(crate) fn backward<T: Element>(
 /// dWf = X^T . dAB for `[I, 2D]` weights, dAB^T . X for `[2D, I]`: two products in one launch.
 fn weight_gradient<T: Element>(
     orientation: Orientation,
-    x: MatRef<'_, T, CudaMemory>,
+    (batch, x): (usize, Operand),
     dab: Dab,
     dwf: Halves<'_, T, CudaMemory>,
 ) -> GemmParams {
     let (rows, cols) = dwf.gate.shape();
     let ((gate, add), (up, _)) = (destination(&dwf.gate), destination(&dwf.up));
-    let (x_operand, dab) = ([Operand::read(x); 2], [dab.gate, dab.up]);
+    let (x, dab) = ([x; 2], [dab.gate, dab.up]);
     let (a, b) = match orientation {
-        Orientation::InOut => (x_operand, dab),
-        Orientation::OutIn => (dab, x_operand),
+        Orientation::InOut => (x, dab),
+        Orientation::OutIn => (dab, x),
     };
     GemmParams {
         a,
@@ -178,7 +193,7 @@ fn weight_gradient<T: Element>(
         c: [gate, up],
         m: rows as i64,
         n: cols as i64,
-        k: x.rows() as i64,
+        k: batch as i64,
         segments: 1,
         add: u32::from(add),
         ..GemmParams::default()

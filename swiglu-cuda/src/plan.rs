@@ -9,6 +9,7 @@ use crate::device::Facts;
 use crate::gemm::{Edge, Family, GateCode, Gemm, Hopper, Product, Vectors};
 use crate::kernel::{Kernel, gate_code};
 use crate::params::{ColumnSumsParams, Operand};
+use crate::realign::{Realigned, Room};
 use crate::{ComputeCapability, composed};
 
 /// Bytes of the widest access, `ld.global.v4`: what vector loads, and `cp.async`, need rows to be aligned to.
@@ -261,11 +262,27 @@ impl Planner {
                 rows: (batch.max(1) as u32).next_power_of_two(),
                 vectors: accesses.x.align.min(accesses.gate.align).min(accesses.up.align) >= VECTOR,
             };
-            return Ok(ForwardPlan { kernel, notes });
+            return Ok(ForwardPlan { kernel, realigned: Realigned::default(), workspace_bytes: 0, notes });
         }
+        let mut problem = *problem;
+        let mut workspace = Layout::default();
+        let realigned = match self.realigns(&problem) {
+            true => Realigned::of(&mut problem, true, true, &mut workspace),
+            false => Realigned::default(),
+        };
         let pre = if save { halves(accesses.pre, hidden, dtype) } else { Access::MAX_ALIGN };
-        let gemm = self.projection(problem, Product::Gate(gate), accesses.z.align.min(pre), &mut notes);
-        Ok(ForwardPlan { kernel: Kernel::Gemm(gemm), notes })
+        let gemm = self.projection(&problem, Product::Gate(gate), accesses.z.align.min(pre), &mut notes);
+        Ok(ForwardPlan { kernel: Kernel::Gemm(gemm), realigned, workspace_bytes: workspace.bytes(), notes })
+    }
+
+    /// Whether operands that tensor cores cannot read are copied for them. A copy moves each byte twice, and without it
+    /// a product runs some ten times slower on plain cores.
+    fn realigns(&self, problem: &Problem) -> bool {
+        let on_tensor_cores = problem.dtype != Dtype::F32 || problem.options.precision == Precision::Tf32;
+        on_tensor_cores
+            && self.facts.capability >= MMA
+            && self.forced != Some(Family::Simt)
+            && problem.dims.batch > GEMV_ROWS
     }
 
     /// The kernels of a backward.
@@ -276,19 +293,32 @@ impl Planner {
                 what: "a forward as a backward",
             });
         };
-        let Problem { dims: Dims { batch, in_features, hidden }, accesses, dtype, .. } = *problem;
+        let mut problem = *problem;
+        let Problem { dims: Dims { batch, in_features, hidden }, dtype, .. } = problem;
         let (gate, ..) = gate_code(problem.gate)?;
         let mut notes = Vec::new();
         let mut workspace = Layout::default();
-        let (cotangents, dab) = if saved {
-            (Cotangents::Saved(gate), halves(accesses.pre, hidden, dtype))
+        let realigns = self.realigns(&problem);
+        let realigned = match realigns {
+            true => {
+                let (reads_x, reads_w) = (!saved || dwf.is_some(), !saved || dx.is_some());
+                Realigned::of(&mut problem, reads_x, reads_w, &mut workspace)
+            }
+            false => Realigned::default(),
+        };
+        let accesses = problem.accesses;
+        let mut rooms = || [(); 2].map(|()| Room::new((batch, hidden), dtype, &mut workspace));
+        let in_place = halves(accesses.pre, hidden, dtype);
+        let multiplied = dx.is_some() || dwf.is_some();
+        let (cotangents, dab) = if saved && realigns && multiplied && in_place < VECTOR {
+            (Cotangents::Saved { gate, to: Some(rooms()) }, VECTOR)
+        } else if saved {
+            (Cotangents::Saved { gate, to: None }, in_place)
         } else {
-            let stride = padded(hidden, dtype);
-            let dgate = workspace.part(batch * stride * dtype.bytes());
-            let dup = workspace.part(batch * stride * dtype.bytes());
             let product = Product::GateGradient(gate);
-            let gemm = self.projection(problem, product, accesses.z.align.min(VECTOR), &mut notes);
-            (Cotangents::Recomputed { gemm, dgate, dup, stride }, VECTOR)
+            let to = rooms();
+            let gemm = self.projection(&problem, product, accesses.z.align.min(VECTOR), &mut notes);
+            (Cotangents::Recomputed { gemm, to }, VECTOR)
         };
         let weights = accesses.gate.align.min(accesses.up.align);
         let trans = problem.orientation == Orientation::OutIn;
@@ -324,7 +354,7 @@ impl Planner {
         });
         let sums = dbias
             .map(|GradientKind { dtype: out, .. }| Sums::new(dtype, out, batch, 2 * hidden, &mut workspace));
-        Ok(BackwardPlan { cotangents, dx, dwf, sums, workspace_bytes: workspace.bytes(), notes })
+        Ok(BackwardPlan { realigned, cotangents, dx, dwf, sums, workspace_bytes: workspace.bytes(), notes })
     }
 
     /// The plan as users see it.
@@ -334,8 +364,10 @@ impl Planner {
         }
         let (launches, bytes, notes) = match problem.pass {
             Pass::Forward { save } => {
-                let ForwardPlan { kernel, notes } = self.forward(problem, save)?;
-                (vec![format!("{kernel}: {} of both projections", problem.gate)], 0, notes)
+                let ForwardPlan { kernel, realigned, workspace_bytes, notes } =
+                    self.forward(problem, save)?;
+                let last = format!("{kernel}: {} of both projections", problem.gate);
+                (realigned.launches().chain([last]).collect(), workspace_bytes, notes)
             }
             Pass::Backward { .. } => {
                 let plan = self.backward(problem)?;
@@ -346,32 +378,22 @@ impl Planner {
     }
 }
 
-/// Elements of a workspace row: whole vectors, so that each row is aligned.
-pub(crate) fn padded(cols: usize, dtype: Dtype) -> usize {
-    cols.next_multiple_of(VECTOR as usize / dtype.bytes())
-}
-
 /// What a forward enqueues.
 #[derive(Clone, Debug)]
 pub(crate) struct ForwardPlan {
+    pub(crate) realigned: Realigned,
     pub(crate) kernel: Kernel,
+    pub(crate) workspace_bytes: usize,
     pub(crate) notes: Vec<String>,
 }
 
 /// Where dAB comes from.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Cotangents {
-    /// Saved pre-activations become it in place.
-    Saved(GateCode),
+    /// Saved pre-activations become it, in place or in the workspace.
+    Saved { gate: GateCode, to: Option<[Room; 2]> },
     /// The projections once more, with the gate gradient as their epilogue, into the workspace.
-    Recomputed {
-        gemm: Gemm,
-        /// Offsets in the workspace, in bytes.
-        dgate: usize,
-        dup: usize,
-        /// Elements from row to row.
-        stride: usize,
-    },
+    Recomputed { gemm: Gemm, to: [Room; 2] },
 }
 
 /// Column sums in two stages: within chunks of rows, and over the chunks. Chunks depend on the number of rows alone.
@@ -422,6 +444,7 @@ impl Sums {
 /// What a backward enqueues.
 #[derive(Clone, Debug)]
 pub(crate) struct BackwardPlan {
+    pub(crate) realigned: Realigned,
     pub(crate) cotangents: Cotangents,
     pub(crate) dx: Option<Gemm>,
     pub(crate) dwf: Option<Gemm>,
@@ -432,13 +455,14 @@ pub(crate) struct BackwardPlan {
 
 impl BackwardPlan {
     fn launches(&self, problem: &Problem) -> Vec<String> {
-        let mut launches = vec![match self.cotangents {
-            Cotangents::Saved(gate) => {
+        let mut launches: Vec<_> = self.realigned.launches().collect();
+        launches.push(match self.cotangents {
+            Cotangents::Saved { gate, .. } => {
                 let kernel = Kernel::GateBackward { dtype: problem.dtype, gate };
                 format!("{kernel}: saved pre-activations become dAB")
             }
             Cotangents::Recomputed { gemm, .. } => format!("{gemm}: dAB from both projections"),
-        }];
+        });
         launches.extend(self.dx.map(|gemm| format!("{gemm}: dX")));
         launches.extend(self.dwf.map(|gemm| format!("{gemm}: both halves of dWf")));
         if let Some(sums) = self.sums {

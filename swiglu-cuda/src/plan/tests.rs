@@ -85,8 +85,10 @@ fn what_tensor_cores_cannot_take_is_said() {
     assert_eq!(kernel, "simt-bf16-nn-128");
     assert_eq!(notes, ["simt: mma needs compute capability 8.0"]);
 
-    let (kernel, notes) = chosen(planner(H100, None), &aligned(bf16, 8));
-    assert_eq!(kernel, "simt-bf16-nn-128");
+    // Few rows are not worth a copy of the weights.
+    let few = forward(Dtype::Bf16, Dims { batch: 8, ..LARGE }, Options::new().tile(Tile::T64));
+    let (kernel, notes) = chosen(planner(H100, None), &aligned(few, 8));
+    assert_eq!(kernel, "simt-bf16-nn-64");
     assert_eq!(notes, ["simt: mma needs rows that start at multiples of 16 bytes"]);
 
     // Strict f32 is what was asked for: nothing to say, unless mma was forced.
@@ -97,20 +99,51 @@ fn what_tensor_cores_cannot_take_is_said() {
     assert!(notes.len() == 1 && notes[0].starts_with("simt in place of mma: f32"), "{notes:?}");
 }
 
+/// Operands that tensor cores cannot read are copied, each by itself. Outputs may be anywhere.
 #[test]
-fn one_operand_that_is_not_aligned_is_enough() {
+fn unaligned_operands_are_copied_first() {
     let problem = forward(Dtype::Bf16, LARGE, Options::new());
-    let families = |change: fn(&mut Problem)| {
+    let launches = |facts: Facts, forced, change: fn(&mut Problem)| {
         let mut changed = problem;
         change(&mut changed);
-        gemm(planner(H100, None), &changed).family
+        let plan = planner(facts, forced).describe("test".into(), &changed);
+        plan.unwrap_or_else(|error| panic!("{error}")).launches
     };
-    assert_eq!(families(|p| p.accesses.x.align = 2), Family::Simt);
-    assert_eq!(families(|p| p.accesses.gate.align = 2), Family::Simt);
-    assert_eq!(families(|p| p.accesses.up.align = 2), Family::Simt);
-    // Outputs may be anywhere.
-    assert_eq!(families(|p| p.accesses.z.align = 2), Family::Sm90);
-    assert_eq!(families(|p| p.accesses.pre.align = 2), Family::Sm90);
+    let copies = |change: fn(&mut Problem)| {
+        let launches = launches(H100, None, change);
+        assert!(launches.last().is_some_and(|last| last.starts_with("sm90-bf16-nn-128")), "{launches:?}");
+        launches[..launches.len() - 1].join("; ")
+    };
+    assert_eq!(copies(|p| p.accesses.x.align = 2), "realign-bf16: x, rows to 16 bytes");
+    assert_eq!(copies(|p| p.accesses.gate.align = 8), "realign-bf16: gate weights, rows to 16 bytes");
+    assert_eq!(copies(|p| p.accesses.up.align = 4), "realign-bf16: up weights, rows to 16 bytes");
+    assert_eq!(copies(|p| p.accesses.z.align = 2), "");
+    assert_eq!(copies(|p| p.accesses.pre.align = 2), "");
+    // Only tensor cores need that.
+    let unaligned = |p: &mut Problem| p.accesses.x.align = 2;
+    assert_eq!(
+        launches(H100, Some(Family::Simt), unaligned),
+        ["simt-bf16-nn-128: swiglu of both projections"]
+    );
+    assert_eq!(launches(TURING, None, unaligned), ["simt-bf16-nn-128: swiglu of both projections"]);
+    assert_eq!(launches(A100, None, unaligned).len(), 2);
+}
+
+/// dAB goes to the workspace where the halves of saved pre-activations are not aligned, and x and the weights are copied
+/// for the gradients that read them.
+#[test]
+fn unaligned_gradients_use_the_workspace() {
+    let dims = Dims { batch: 64, in_features: 4096, hidden: 4099 };
+    let kind = Some(GradientKind { dtype: Dtype::Bf16, add: false });
+    for (dx, dwf, copies) in [(kind, None, 2), (None, kind, 0), (kind, kind, 2), (None, None, 0)] {
+        let pass = Pass::Backward { saved: true, dx, dwf, dbias: None };
+        let problem = Problem::dense(pass, Dtype::Bf16, dims, Orientation::InOut, Options::new());
+        let plan = planner(A100, None).backward(&problem).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(plan.realigned.launches().count(), copies, "{plan:?}");
+        let Cotangents::Saved { to, .. } = plan.cotangents else { panic!("{plan:?}") };
+        assert_eq!(to.is_some(), dx.is_some() || dwf.is_some(), "{plan:?}");
+        assert!(plan.dx.into_iter().chain(plan.dwf).all(|gemm| gemm.family == Family::Mma), "{plan:?}");
+    }
 }
 
 #[test]
@@ -243,8 +276,9 @@ fn recomputed_pre_activations_take_a_workspace() {
     let all =
         Problem::dense(backward(false, Dtype::Bf16), Dtype::Bf16, dims, Orientation::OutIn, Options::new());
     let plan = planner(H100, None).backward(&all).unwrap_or_else(|error| panic!("{error}"));
-    let Cotangents::Recomputed { dgate, dup, stride, .. } = plan.cotangents else { panic!("{plan:?}") };
-    assert_eq!((dgate, dup, stride), (0, part, 14344));
+    let Cotangents::Recomputed { to: [dgate, dup], .. } = plan.cotangents else { panic!("{plan:?}") };
+    assert_eq!((dgate.offset, dup.offset), (0, part));
+    assert_eq!((dgate.stride, dup.stride), (14344, 14344));
     // The workspace is aligned whatever the operands are, so dWf asks x alone.
     assert!(plan.workspace_bytes > 2 * part, "the column sums have theirs");
 }

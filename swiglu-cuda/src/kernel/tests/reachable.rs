@@ -110,7 +110,7 @@ fn passes(planner: Planner, asked: &Asked, found: &mut Found) {
         let problem = asked.problem(pass, 4096, in_features);
         let plan = planner.backward(&problem).unwrap_or_else(|error| panic!("{problem:?}: {error}"));
         found.add(match plan.cotangents {
-            Cotangents::Saved(gate) => Kernel::GateBackward { dtype: asked.dtype, gate },
+            Cotangents::Saved { gate, .. } => Kernel::GateBackward { dtype: asked.dtype, gate },
             Cotangents::Recomputed { gemm, .. } => Kernel::Gemm(gemm),
         });
         plan.dx.into_iter().chain(plan.dwf).for_each(|gemm| found.add(Kernel::Gemm(gemm)));
@@ -143,6 +143,7 @@ fn beside_products(found: &mut Found) {
             found.add(Kernel::GateForward { dtype, gate });
             found.add(Kernel::GateBackward { dtype, gate });
         }
+        found.add(Kernel::Realign { dtype });
         found.add(Kernel::AddBias { dtype });
         found.add(Kernel::PartialSums { dtype });
         found.add(Kernel::TotalSums { out: dtype });

@@ -1,0 +1,135 @@
+//! Operands whose rows start where tensor cores cannot read them, copied to where they can.
+
+use swiglu_core::{Dtype, Problem, Result};
+
+use crate::arena::Layout;
+use crate::kernel::Kernel;
+use crate::params::{Operand, RealignParams};
+use crate::queue::Call;
+
+/// Bytes that rows start at multiples of: the unit of `cp.async`, `ldmatrix` and TMA.
+pub(crate) const ROW_BYTES: usize = 16;
+
+/// Elements of a row that is a whole number of [`ROW_BYTES`].
+pub(crate) fn padded(cols: usize, dtype: Dtype) -> usize {
+    cols.next_multiple_of(ROW_BYTES / dtype.bytes())
+}
+
+/// A matrix in the workspace, with rows at multiples of [`ROW_BYTES`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Room {
+    rows: usize,
+    cols: usize,
+    dtype: Dtype,
+    /// In bytes.
+    pub(crate) offset: usize,
+    /// Elements from row to row.
+    pub(crate) stride: usize,
+}
+
+impl Room {
+    pub(crate) fn new((rows, cols): (usize, usize), dtype: Dtype, workspace: &mut Layout) -> Self {
+        let stride = padded(cols, dtype);
+        let offset = workspace.part(rows.saturating_mul(stride).saturating_mul(dtype.bytes()));
+        Self { rows, cols, dtype, offset, stride }
+    }
+
+    pub(crate) fn operand(&self, call: &Call<'_>) -> Operand {
+        Operand { data: call.at(self.offset), stride: self.stride as i64 }
+    }
+
+    /// Zeros behind the rows. No sum depends on them: a copy of the last, partial 16 bytes takes only what is in the row.
+    /// initcheck cannot tell, and a workspace that is clean is one thing less to think about.
+    pub(crate) fn clear_ends(&self, call: &Call<'_>) -> Result<()> {
+        if self.stride == self.cols {
+            return Ok(());
+        }
+        call.clear(self.offset, self.rows * self.stride * self.dtype.bytes())
+    }
+
+    fn fill(&self, call: &Call<'_>, from: Operand) -> Result<Operand> {
+        let to = self.operand(call);
+        let params = RealignParams { from, to, rows: self.rows as i64, cols: self.cols as i64 };
+        call.launch_on(Kernel::Realign { dtype: self.dtype }, params.rows, params.cols, &params)?;
+        Ok(to)
+    }
+}
+
+/// Room for those operands of the projections that are copied first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Realigned {
+    pub(crate) x: Option<Room>,
+    pub(crate) gate: Option<Room>,
+    pub(crate) up: Option<Room>,
+}
+
+impl Realigned {
+    /// Room for what of x and the weights a pass reads from unaligned rows; in `problem` it is aligned from then on.
+    pub(crate) fn of(problem: &mut Problem, reads_x: bool, reads_w: bool, workspace: &mut Layout) -> Self {
+        let (dims, dtype) = (problem.dims, problem.dtype);
+        let half = problem.orientation.half_shape(dims.in_features, dims.hidden);
+        let accesses = &mut problem.accesses;
+        let mut room = |reads: bool, align: &mut u32, shape| {
+            (reads && *align < ROW_BYTES as u32).then(|| {
+                *align = ROW_BYTES as u32;
+                Room::new(shape, dtype, workspace)
+            })
+        };
+        Self {
+            x: room(reads_x, &mut accesses.x.align, (dims.batch, dims.in_features)),
+            gate: room(reads_w, &mut accesses.gate.align, half),
+            up: room(reads_w, &mut accesses.up.align, half),
+        }
+    }
+
+    /// The launches, as a plan lists them.
+    pub(crate) fn launches(&self) -> impl Iterator<Item = String> {
+        let line = |(room, name): (Option<Room>, &str)| {
+            room.map(|room| format!("{}: {name}, rows to 16 bytes", Kernel::Realign { dtype: room.dtype }))
+        };
+        [(self.x, "x"), (self.gate, "gate weights"), (self.up, "up weights")].into_iter().filter_map(line)
+    }
+
+    /// Enqueues the copies. What comes back is what to read in place of x and of the two halves of the weights.
+    pub(crate) fn copy(
+        &self,
+        call: &Call<'_>,
+        x: Operand,
+        [gate, up]: [Operand; 2],
+    ) -> Result<(Operand, [Operand; 2])> {
+        let copy = |room: Option<Room>, from| room.map_or(Ok(from), |room| room.fill(call, from));
+        Ok((copy(self.x, x)?, [copy(self.gate, gate)?, copy(self.up, up)?]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use swiglu_core::{Dims, Options, Orientation, Pass};
+
+    #[test]
+    fn only_what_is_read_and_unaligned_is_copied() {
+        let dims = Dims { batch: 3, in_features: 9, hidden: 5 };
+        let pass = Pass::Forward { save: false };
+        let asked = Problem::dense(pass, Dtype::Bf16, dims, Orientation::InOut, Options::new());
+        for (reads_x, reads_w, align) in
+            [(true, true, 2), (true, false, 2), (false, true, 8), (true, true, 16), (false, false, 2)]
+        {
+            let mut problem = asked;
+            let accesses = &mut problem.accesses;
+            [accesses.x.align, accesses.gate.align, accesses.up.align] = [align; 3];
+            let mut workspace = Layout::default();
+            let realigned = Realigned::of(&mut problem, reads_x, reads_w, &mut workspace);
+            let unaligned = align < 16;
+            assert_eq!(realigned.x.map(|room| room.stride), (reads_x && unaligned).then_some(16));
+            assert_eq!(realigned.gate.map(|room| room.stride), (reads_w && unaligned).then_some(8));
+            assert_eq!(realigned.up.is_some(), reads_w && unaligned);
+            assert_eq!(problem.accesses.x.align, if reads_x && unaligned { 16 } else { align });
+            assert_eq!(
+                realigned.launches().count(),
+                [realigned.x, realigned.gate, realigned.up].iter().flatten().count()
+            );
+            assert_eq!(workspace.bytes() > 0, (reads_x || reads_w) && unaligned);
+        }
+    }
+}
