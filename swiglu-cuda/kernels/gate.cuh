@@ -261,13 +261,12 @@ __device__ __forceinline__ bool is_tame(float v) { return fabsf(v) <= 80.0f; }
 // sigma(v) where v is tame. v * log2(e) is rounded to f32 for ex2, and what that cuts off is multiplied to the result.
 __device__ __forceinline__ float tame_sigma(float v) {
     constexpr float LOG2_E = 1.44269504f;
-    constexpr float LOG2_E_LOW = 1.92596303e-8f;
     constexpr float LN2 = 0.69314718f;
     float y = v * -LOG2_E;
-    float rest = fmaf(v, -LOG2_E_LOW, fmaf(v, -LOG2_E, -y));
+    float rest = fmaf(y, -LN2, -v);
     float t, r;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(t) : "f"(y));
-    t = fmaf(t, rest * LN2, t);
+    t = fmaf(t, rest, t);
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(1.0f + t));
     return r;
 }

@@ -114,31 +114,20 @@ __device__ __forceinline__ void add_bias(const GemmParams& p, const Place& place
 }
 
 #if PRODUCT == GATE
-__device__ __forceinline__ float careful_gate_value(const GemmParams& p, float g, float u) {
-    return is_tame(gate_argument(g, p.alpha, p.limit)) ? tame_gate_value(g, u, p.alpha, p.limit)
-                                                       : gate_value(g, u, p.alpha, p.limit);
-}
-
-// z in the next box. What an element becomes does not depend on the others: only how the warp gets there does.
-__device__ __forceinline__ void fill_with_gate(const GemmParams& p, const Sums& d, const Boxes& boxes) {
+// Gate sums become z, in place. What an element becomes does not depend on the others: only how the warp gets there does.
+__device__ __forceinline__ void take_gate(const GemmParams& p, Sums& d) {
     bool tame = true;
 #pragma unroll
     for (u32 i = 0; i < 32; ++i) tame &= is_tame(gate_argument(d[i], p.alpha, p.limit));
     if (__all_sync(~0u, tame)) {
-        boxes.fill([&](u32 c) -> Chunk {
-            Chunk g = sums_of<0>(d, c);
-            Chunk u = sums_of<1>(d, c);
-            auto value = [&](float g, float u) { return tame_gate_value(g, u, p.alpha, p.limit); };
-            return {{value(g.top.x, u.top.x), value(g.top.y, u.top.y)},
-                    {value(g.bottom.x, u.bottom.x), value(g.bottom.y, u.bottom.y)}};
-        });
+#pragma unroll
+        for (u32 i = 0; i < 32; ++i) d[i] = tame_gate_value(d[i], d[32 + i], p.alpha, p.limit);
     } else {
-        boxes.fill([&](u32 c) -> Chunk {
-            Chunk g = sums_of<0>(d, c);
-            Chunk u = sums_of<1>(d, c);
-            return {{careful_gate_value(p, g.top.x, u.top.x), careful_gate_value(p, g.top.y, u.top.y)},
-                    {careful_gate_value(p, g.bottom.x, u.bottom.x), careful_gate_value(p, g.bottom.y, u.bottom.y)}};
-        });
+#pragma unroll
+        for (u32 i = 0; i < 32; ++i) {
+            d[i] = is_tame(gate_argument(d[i], p.alpha, p.limit)) ? tame_gate_value(d[i], d[32 + i], p.alpha, p.limit)
+                                                                  : gate_value(d[i], d[32 + i], p.alpha, p.limit);
+        }
     }
 }
 #elif PRODUCT == GATE_GRADIENT
@@ -189,7 +178,8 @@ __device__ __forceinline__ void write_boxes(const Sm90Params& p, const Place& pl
         boxes.fill(up);
         boxes.send(p.pre[1], x, y);
     }
-    fill_with_gate(p.gemm, d, boxes);
+    take_gate(p.gemm, d);
+    boxes.fill(gate);
     boxes.send(p.c[0], x, y);
 #else
     take_gradients(p.gemm, place, d);

@@ -14,6 +14,9 @@
 //
 //     tensor cores   | last blocks, left | last blocks, right | first blocks, left | first blocks, right | ...
 //     other units    |                   | left half to C     | right half to C    |                     |
+//
+// In between they multiply whole tiles: products of 256 columns read A once, where two of 128 columns would read it
+// twice and run into the 128 bytes a clock of shared memory.
 #include "sm90_epilogue.cuh"
 
 // The tile that a block works on.
@@ -173,12 +176,12 @@ struct Consumer {
 #endif
     }
 
-    // kEnd blocks from `from` on, for one half of the columns. The first half waits for the blocks, if any are to come.
+    // kEnd blocks from `from` on, for one half of the columns. The first half waits for the blocks to come.
     template <u32 half>
-    __device__ __forceinline__ Cursor multiply_end(Sums& d, Cursor from, bool fresh, bool coming = true) const {
+    __device__ __forceinline__ Cursor multiply_end(Sums& d, Cursor from, bool fresh) const {
 #pragma unroll
         for (u32 block = 0; block < kEnd; ++block) {
-            if (half == 0 && coming) wait(ring.full(from.stage), from.parity);
+            if (half == 0) wait(ring.full(from.stage), from.parity);
             fence_operands();
 #pragma unroll
             for (u32 step = 0; step < kTileK / 16; ++step) {
@@ -191,24 +194,35 @@ struct Consumer {
         return from;
     }
 
-    // The blocks between the ends, after those of the first end, whose last stage is `last`. Returns the last stage
-    // that is not given back.
-    __device__ __forceinline__ u32 multiply_middle(Sums (&d)[2], u32 blocks, u32 last) {
+    // The blocks between the ends, in whole width. No products are pending before and after.
+    __device__ __forceinline__ void multiply_middle(Sums (&d)[2], u32 blocks) {
+        u32 last = cursor.stage;
         for (u32 block = 0; block < blocks; ++block) {
             wait(ring.full(cursor.stage), cursor.parity);
             fence_operands();
 #pragma unroll
             for (u32 step = 0; step < kTileK / 16; ++step) {
-                multiply<A_TRANS, !B_TRANS>(d[0], a(cursor.stage) + step * kStepA, b(cursor.stage, 0) + step * kStepB, true);
-                multiply<A_TRANS, !B_TRANS>(d[1], a(cursor.stage) + step * kStepA, b(cursor.stage, 1) + step * kStepB, true);
+                multiply<A_TRANS, !B_TRANS>(d[0], d[1], a(cursor.stage) + step * kStepA,
+                                            b(cursor.stage, 0) + step * kStepB);
             }
             commit_products();
             wait_for_products<1>();
-            release(last);
+            if (block > 0) release(last);
             last = cursor.stage;
             cursor.advance();
         }
-        return last;
+        wait_for_products<0>();
+        if (blocks > 0) release(last);
+    }
+
+    // Gives the stages of an end back, each when its products, the last that were started, are done.
+    __device__ __forceinline__ void release_end(Cursor from) const {
+        static_assert(kEnd == 2, "one wait for each");
+        wait_for_products<1>();
+        release(from.stage);
+        from.advance();
+        wait_for_products<0>();
+        release(from.stage);
     }
 };
 
@@ -233,35 +247,26 @@ __device__ __forceinline__ void consume(const Sm90Params& p, const Ring& ring, c
     Sums d[2] = {};
     // Nothing of it is in C.
     Tile tile = {0, 0, static_cast<i32>(p.gemm.n)};
-    for (u32 index = first;; index += step) {
-        bool more = index < order.total;
+    for (u32 index = first; index < order.total; index += step) {
         Cursor start = consumer.cursor;
-        // Where no tile is left, of what the ring happens to hold, for nothing: under a condition the assembler would let
-        // these products wait for each other.
-        consumer.cursor = consumer.multiply_end<0>(d[0], start, true, more);
+        consumer.cursor = consumer.multiply_end<0>(d[0], start, true);
         // All groups but those of this end. They are done; this is how the assembler knows.
         wait_for_products<kEnd>();
         write_half(p, tile, number, 1, d[1], boxes);
-        if (!more) break;
         tile = order.at(index);
         consumer.multiply_end<1>(d[1], start, true);
-        wait_for_products<1>();
-        consumer.release(start.stage);
-        start.advance();
-        u32 last = consumer.multiply_middle(d, blocks - 2 * kEnd, start.stage);
+        consumer.release_end(start);
+        change_width(d);
+        consumer.multiply_middle(d, blocks - 2 * kEnd);
+        change_width(d);
         start = consumer.cursor;
         consumer.cursor = consumer.multiply_end<0>(d[0], start, false);
-        wait_for_products<kEnd>();
-        consumer.release(last);
         consumer.multiply_end<1>(d[1], start, false);
         wait_for_products<kEnd>();
         write_half(p, tile, number, 0, d[0], boxes);
-        wait_for_products<0>();
-        consumer.release(start.stage);
-        start.advance();
-        consumer.release(start.stage);
+        consumer.release_end(start);
     }
-    wait_for_products<0>();
+    write_half(p, tile, number, 1, d[1], boxes);
     // Shared memory stays until it has been read.
     if (boxes.leads()) wait_for_reads<0>();
 }

@@ -42,7 +42,7 @@ __device__ __forceinline__ void multiply(Sums& d, u64 a, u64 b, bool keep) {
         : "l"(a), "l"(b), "r"(static_cast<u32>(keep)), "n"(a_trans), "n"(b_trans));
 }
 
-// The same for 256 columns, all of which are kept: left and right 128.
+// The same for 256 columns, left and right 128, all of which are kept. A comes out of shared memory once for both.
 template <bool a_trans, bool b_trans>
 __device__ __forceinline__ void multiply(Sums& left, Sums& right, u64 a, u64 b) {
     asm volatile(
@@ -62,6 +62,21 @@ __device__ __forceinline__ void commit_products() { asm volatile("wgmma.commit_g
 template <u32 pending>
 __device__ __forceinline__ void wait_for_products() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
+}
+
+// Between products of 128 and of 256 columns, when none are pending. It costs nothing: the moves end up as moves to the
+// same register. But ptxas needs to see them: to it, a tuple of 128 registers and two of 64 are different values, and
+// where they follow each other directly it makes room for both, fails, and waits after each product (C7511).
+__device__ __forceinline__ void change_width(Sums (&d)[2]) {
+#pragma unroll
+    for (u32 half = 0; half < 2; ++half) {
+#pragma unroll
+        for (u32 i = 0; i < 64; ++i) {
+            float sum;
+            asm volatile("mov.f32 %0, %1;" : "=f"(sum) : "f"(d[half][i]));
+            d[half][i] = sum;
+        }
+    }
 }
 
 // A descriptor of 128-byte rows in the 128-byte swizzle, which TMA wrote to an address that is a multiple of 1024.
