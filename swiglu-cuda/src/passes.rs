@@ -67,6 +67,7 @@ pub(crate) fn forward<T: Element>(
     let call = queue.call(0)?;
     match plan.kernel {
         Kernel::Gemm(gemm) => launch_gemm(&call, gemm, &params),
+        Kernel::Decode(decode) => hopper::launch_decode(&call, decode, &params),
         kernel => call.launch_on(kernel, params.m, params.n, &params),
     }
 }
