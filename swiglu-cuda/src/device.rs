@@ -118,8 +118,9 @@ impl Device {
         let defines = kernel.defines(&self.facts);
         let code = cubin(&self.compiler, &self.cache, kernel.source(), &self.target, &defines)
             .map_err(CudaError::Compile)?;
-        let function = Function::load(&self.context, &code, kernel.shared_bytes(&self.facts))
-            .map_err(|DriverError(code)| self.health.failed(&format!("loading of {kernel}"), code))?;
+        let function =
+            Function::load(&self.context, &code, kernel.shared_bytes(&self.facts), kernel.fills_shared())
+                .map_err(|DriverError(code)| self.health.failed(&format!("loading of {kernel}"), code))?;
         Ok(*self.loaded().entry(kernel).or_insert(function))
     }
 

@@ -25,6 +25,9 @@ pub enum Family {
     Sm90,
     /// Products of a vector and a matrix, for batches of up to 8 rows.
     Gemv,
+    /// Few rows against weights that are read once: up to 128 rows of 16-bit types on compute capability 9.0. Rows of x
+    /// and the weights must start at multiples of 16 bytes.
+    Decode,
 }
 
 impl fmt::Display for Family {
@@ -34,6 +37,7 @@ impl fmt::Display for Family {
             Family::Mma => "mma",
             Family::Sm90 => "sm90",
             Family::Gemv => "gemv",
+            Family::Decode => "decode",
         })
     }
 }

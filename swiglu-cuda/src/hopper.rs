@@ -1,25 +1,25 @@
-//! Products of the family `sm90`: what TMA is told about their matrices.
+//! Products of the families `sm90` and `decode`: what TMA is told about their matrices.
 
 use swiglu_core::{Dtype, Result};
 
+use crate::decode::Decode;
 use crate::gemm::{Gemm, Product};
 use crate::kernel::Kernel;
 use crate::params::{GemmParams, Operand, Sm90Params, TensorMap};
 use crate::queue::Call;
 
-/// A matrix as TMA sees it, which moves boxes of 64 rows x 128 bytes.
+/// A matrix as TMA sees it, which moves boxes of some rows x 128 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Boxed {
     pub(crate) matrix: Operand,
     pub(crate) dtype: Dtype,
     pub(crate) rows: u64,
     pub(crate) cols: u64,
+    /// Up to 256. What a box has beyond the matrix is read as zeros.
+    pub(crate) box_rows: u32,
 }
 
 impl Boxed {
-    /// Rows of a box.
-    pub(crate) const ROWS: u32 = 64;
-
     /// Columns of a box.
     pub(crate) fn columns(&self) -> u32 {
         128 / self.dtype.bytes() as u32
@@ -37,7 +37,10 @@ impl Boxed {
     }
 }
 
-/// Starts `products` products, or one of as many segments as `params` says.
+/// Rows of every box of `sm90`; elements of a k block of both families.
+const BOX: u32 = 64;
+
+/// Starts `products` products of `sm90`, or one of as many segments as `params` says.
 pub(crate) fn launch(call: &Call<'_>, gemm: Gemm, products: u32, params: &GemmParams) -> Result<()> {
     let (m, n, k) = (params.m as u64, params.n as u64, params.k as u64);
     let grid = Kernel::Gemm(gemm).grid_of(gemm.blocks((m, n, u64::from(products)), call.facts()));
@@ -49,7 +52,7 @@ pub(crate) fn launch(call: &Call<'_>, gemm: Gemm, products: u32, params: &GemmPa
         let mut maps = [TensorMap::default(); 2];
         for (map, matrix) in maps.iter_mut().zip(matrices) {
             if matrix != Operand::NONE {
-                *map = call.tensor_map(&Boxed { matrix, dtype, rows, cols })?;
+                *map = call.tensor_map(&Boxed { matrix, dtype, rows, cols, box_rows: BOX })?;
             }
         }
         Ok(maps)
@@ -74,20 +77,52 @@ pub(crate) fn launch(call: &Call<'_>, gemm: Gemm, products: u32, params: &GemmPa
     call.launch(Kernel::Gemm(gemm), grid, &params)
 }
 
+/// Starts a kernel of `decode`: x in one box of rows, weights in boxes of a k block or of a block's columns.
+pub(crate) fn launch_decode(call: &Call<'_>, decode: Decode, params: &GemmParams) -> Result<()> {
+    let (m, n, k) = (params.m as u64, params.n as u64, params.k as u64);
+    let map = |matrix, (rows, cols), box_rows| {
+        call.tensor_map(&Boxed { matrix, dtype: decode.dtype, rows, cols, box_rows })
+    };
+    let weights = |matrix| match decode.b_trans {
+        true => map(matrix, (n, k), decode.columns),
+        false => map(matrix, (k, n), BOX),
+    };
+    let params = Sm90Params {
+        a: [map(params.a[0], (m, k), decode.rows)?, TensorMap::default()],
+        b: [weights(params.b[0])?, weights(params.b[1])?],
+        gemm: *params,
+        products: 1,
+        ..Sm90Params::default()
+    };
+    call.launch(Kernel::Decode(decode), decode.grid(n), &params)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_box_is_128_bytes_wide() {
-        let boxed = |dtype| Boxed { matrix: Operand { data: 256, stride: 72 }, dtype, rows: 3, cols: 70 };
+        let boxed = |dtype| Boxed {
+            matrix: Operand { data: 256, stride: 72 },
+            dtype,
+            rows: 3,
+            cols: 70,
+            box_rows: BOX,
+        };
         assert_eq!((boxed(Dtype::Bf16).columns(), boxed(Dtype::Bf16).row_bytes()), (64, 144));
         assert_eq!((boxed(Dtype::F32).columns(), boxed(Dtype::F32).row_bytes()), (32, 288));
     }
 
     #[test]
     fn a_single_row_has_no_stride_of_its_own() {
-        let row = Boxed { matrix: Operand { data: 256, stride: 7 }, dtype: Dtype::F16, rows: 1, cols: 70 };
+        let row = Boxed {
+            matrix: Operand { data: 256, stride: 7 },
+            dtype: Dtype::F16,
+            rows: 1,
+            cols: 70,
+            box_rows: BOX,
+        };
         assert_eq!(row.row_bytes(), 144);
     }
 }

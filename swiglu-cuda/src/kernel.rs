@@ -5,6 +5,7 @@ use std::fmt;
 use swiglu_core::{Dtype, Error, Gate, Result};
 
 use crate::compile::{Defines, Source};
+use crate::decode::Decode;
 use crate::device::Facts;
 use crate::gemm::{Family, GateCode, Gemm, Product};
 
@@ -34,6 +35,7 @@ static SIMT_GEMM: Source = source!("simt_gemm.cu");
 static MMA_GEMM: Source = source!("mma_gemm.cu");
 static SM90_GEMM: Source = source!("sm90_gemm.cu");
 static GEMV: Source = source!("gemv.cu");
+static DECODE: Source = source!("decode.cu");
 static ELEMENTWISE: Source = source!("elementwise.cu");
 static LOSS: Source = source!("loss.cu");
 static ADAMW: Source = source!("adamw.cu");
@@ -56,6 +58,8 @@ pub(crate) enum Kernel {
         /// Whether x and weights may be read in vectors.
         vectors: bool,
     },
+    /// The fused forward for few rows, on Hopper.
+    Decode(Decode),
     /// z = h(g, u) from pre-activations in memory.
     GateForward {
         /// Element type.
@@ -106,7 +110,7 @@ pub(crate) enum Kernel {
     },
 }
 
-/// Threads of a block of every kernel but the products.
+/// Threads of a block of every kernel but the products and `decode`.
 const THREADS: u32 = 256;
 
 /// Blocks of a launch, copies of the grid (independent products), and threads of a block.
@@ -146,6 +150,7 @@ impl Kernel {
             Kernel::Gemm(Gemm { family: Family::Sm90, .. }) => &SM90_GEMM,
             Kernel::Gemm(_) => &SIMT_GEMM,
             Kernel::Gemv { .. } => &GEMV,
+            Kernel::Decode(_) => &DECODE,
             Kernel::GateForward { .. }
             | Kernel::GateBackward { .. }
             | Kernel::Realign { .. }
@@ -169,6 +174,12 @@ impl Kernel {
                 .with("ROWS", i64::from(rows))
                 .with("A_VECTOR", flag(vectors))
                 .with("B_VECTOR", flag(vectors)),
+            Kernel::Decode(Decode { dtype, b_trans, gate, rows, columns }) => Defines::default()
+                .with("DTYPE", dtype_code(dtype))
+                .with("B_TRANS", flag(b_trans))
+                .with("GATE_FUNCTION", i64::from(gate.0))
+                .with("ROWS", i64::from(rows))
+                .with("COLUMNS", i64::from(columns)),
             Kernel::GateForward { dtype, gate } => Defines::default()
                 .with("PASS", 0)
                 .with("DTYPE", dtype_code(dtype))
@@ -210,6 +221,7 @@ impl Kernel {
                 };
                 (if rows == 0 { 0 } else { cols.div_ceil(columns) }, THREADS)
             }
+            Kernel::Decode(decode) => return decode.grid(cols),
             Kernel::GateForward { dtype, .. }
             | Kernel::GateBackward { dtype, .. }
             | Kernel::Realign { dtype }
@@ -242,8 +254,15 @@ impl Kernel {
     pub(crate) fn shared_bytes(&self, facts: &Facts) -> u32 {
         match self {
             Kernel::Gemm(gemm) => gemm.shared_bytes(facts),
+            Kernel::Decode(decode) => decode.shared_bytes(),
             _ => 0,
         }
+    }
+
+    /// Whether multiprocessors are to give blocks all the shared memory that they have, at the expense of the cache
+    /// beside it, which these kernels hardly use.
+    pub(crate) fn fills_shared(&self) -> bool {
+        matches!(self, Kernel::Decode(_))
     }
 }
 
@@ -284,6 +303,7 @@ impl fmt::Display for Kernel {
             Kernel::Gemv { dtype, b_trans, rows, .. } => {
                 write!(f, "gemv-{dtype}-n{}-{rows}", if *b_trans { "t" } else { "n" })
             }
+            Kernel::Decode(decode) => decode.fmt(f),
             Kernel::GateForward { dtype, .. } => write!(f, "gate-{dtype}"),
             Kernel::GateBackward { dtype, .. } => write!(f, "gate-gradient-{dtype}"),
             Kernel::Realign { dtype } => write!(f, "realign-{dtype}"),

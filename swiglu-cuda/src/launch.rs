@@ -30,8 +30,14 @@ unsafe impl Send for Function {}
 unsafe impl Sync for Function {}
 
 impl Function {
-    /// Loads a cubin into the current context of `context`, and takes its one kernel.
-    pub(crate) fn load(context: &CudaContext, cubin: &[u8], shared_bytes: u32) -> Result<Self, DriverError> {
+    /// Loads a cubin into the current context of `context`, and takes its one kernel. `all_shared`: multiprocessors are
+    /// to make as much of their memory shared as they can.
+    pub(crate) fn load(
+        context: &CudaContext,
+        cubin: &[u8],
+        shared_bytes: u32,
+        all_shared: bool,
+    ) -> Result<Self, DriverError> {
         context.bind_to_thread()?;
         let name = CString::from(c"swiglu_kernel");
         let (mut module, mut function) = (std::ptr::null_mut(), std::ptr::null_mut());
@@ -44,6 +50,11 @@ impl Function {
                 let attribute =
                     sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
                 sys::cuFuncSetAttribute(function, attribute, shared_bytes as i32).result()?;
+            }
+            if all_shared {
+                let attribute =
+                    sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+                sys::cuFuncSetAttribute(function, attribute, 100).result()?;
             }
         }
         Ok(Self(function))
@@ -133,7 +144,7 @@ impl Stream {
             Dtype::Bf16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
         };
         let (dimensions, strides) = ([boxed.cols, boxed.rows], [boxed.row_bytes()]);
-        let (lens, steps) = ([boxed.columns(), Boxed::ROWS], [1, 1]);
+        let (lens, steps) = ([boxed.columns(), boxed.box_rows], [1, 1]);
         let mut map = MaybeUninit::<sys::CUtensorMap>::uninit();
         // SAFETY: the arrays have the two dimensions that the call is told of, and one stride less; `map` is written
         // where the call succeeds. Nothing is read at the matrix's address.

@@ -53,6 +53,7 @@ mod compile;
 mod composed;
 #[allow(unsafe_code, reason = "calls into cuBLAS; everything above it is safe")]
 mod cublas;
+mod decode;
 mod dense;
 mod device;
 #[allow(unsafe_code, reason = "calls into the driver library; everything above it is safe")]

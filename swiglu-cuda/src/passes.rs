@@ -74,6 +74,7 @@ pub(crate) fn forward<T: Element>(
     }
     match plan.kernel {
         Kernel::Gemm(gemm) => launch_gemm(&call, gemm, &params),
+        Kernel::Decode(decode) => hopper::launch_decode(&call, decode, &params),
         kernel => call.launch_on(kernel, params.m, params.n, &params),
     }
 }

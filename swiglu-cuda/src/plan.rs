@@ -5,6 +5,7 @@ use swiglu_core::{
 };
 
 use crate::arena::Layout;
+use crate::decode::Decode;
 use crate::device::Facts;
 use crate::gemm::{Edge, Family, GateCode, Gemm, Hopper, Product, Vectors};
 use crate::kernel::{Kernel, gate_code};
@@ -28,6 +29,9 @@ const MAX_COORDINATE: usize = i32::MAX as usize;
 const PAIRS_FROM_BYTES: usize = 64 << 20;
 /// Largest batch of the `gemv` kernels.
 const GEMV_ROWS: usize = 8;
+/// From this many bytes of weights on, a few microseconds of an H100's memory, `decode` is taken unasked. What a launch
+/// costs besides counts for more in smaller calls, of which none was measured; the smallest has 67 MB.
+const STREAM_FROM_BYTES: usize = 16 << 20;
 
 /// How a device is to be used.
 #[derive(Clone, Copy, Debug)]
@@ -91,6 +95,12 @@ fn part(access: Access, at: usize, dtype: Dtype) -> u32 {
 /// The alignment of both halves of a packed `[B, 2D]` matrix.
 fn halves(access: Access, hidden: usize, dtype: Dtype) -> u32 {
     access.align.min(part(access, hidden, dtype))
+}
+
+/// The least alignment of the rows of x and of the weights.
+fn inputs(problem: &Problem) -> u32 {
+    let accesses = &problem.accesses;
+    accesses.x.align.min(accesses.gate.align).min(accesses.up.align)
 }
 
 impl Planner {
@@ -181,7 +191,7 @@ impl Planner {
             Some("sm90 needs something to sum")
         } else if m.max(n).max(wanted.k) > MAX_COORDINATE {
             Some("sm90 takes up to 2^31 - 1 rows and columns")
-        } else if self.forced.is_none() && !self.occupies(hopper, wanted) {
+        } else if self.forced != Some(Family::Sm90) && !self.occupies(hopper, wanted) {
             Some("tiles of sm90 would leave most multiprocessors idle")
         } else {
             None
@@ -230,7 +240,7 @@ impl Planner {
 
     /// x . Wf, with whichever epilogue.
     fn projection(&self, problem: &Problem, product: Product, outputs: u32, notes: &mut Vec<String>) -> Gemm {
-        let Problem { dims: Dims { batch, in_features, hidden }, accesses, options, .. } = problem;
+        let Problem { dims: Dims { batch, in_features, hidden }, options, .. } = problem;
         let wanted = Wanted {
             dtype: problem.dtype,
             precision: options.precision,
@@ -242,7 +252,7 @@ impl Planner {
             k: *in_features,
             add: false,
             depth: 1,
-            inputs: accesses.x.align.min(accesses.gate.align).min(accesses.up.align),
+            inputs: inputs(problem),
             outputs,
         };
         self.gemm(&wanted, notes)
@@ -253,26 +263,36 @@ impl Planner {
         let Problem { dims: Dims { batch, hidden, .. }, accesses, dtype, .. } = *problem;
         let (gate, ..) = gate_code(problem.gate)?;
         let mut notes = Vec::new();
-        let gemv = batch <= GEMV_ROWS && problem.options.tile == Tile::Auto;
-        if (gemv && self.forced.is_none()) || (batch <= GEMV_ROWS && self.forced == Some(Family::Gemv)) {
+        let (mut realigned, mut workspace) = (Realigned::default(), Layout::default());
+        let automatic = self.forced.is_none() || self.forced == Some(Family::Decode);
+        let decode = self.decode(problem, gate);
+        let refused = self.refused_by_decode(problem, &decode);
+        if automatic && refused.is_none() {
+            return Ok(ForwardPlan { realigned, kernel: Kernel::Decode(decode), workspace_bytes: 0, notes });
+        }
+        let gemv = automatic && problem.options.tile == Tile::Auto;
+        let (family, kernel) = if batch <= GEMV_ROWS && (gemv || self.forced == Some(Family::Gemv)) {
             let kernel = Kernel::Gemv {
                 dtype,
                 b_trans: problem.orientation == Orientation::OutIn,
                 gate,
                 rows: (batch.max(1) as u32).next_power_of_two(),
-                vectors: accesses.x.align.min(accesses.gate.align).min(accesses.up.align) >= VECTOR,
+                vectors: inputs(problem) >= VECTOR,
             };
-            return Ok(ForwardPlan { kernel, realigned: Realigned::default(), workspace_bytes: 0, notes });
-        }
-        let mut problem = *problem;
-        let mut workspace = Layout::default();
-        let realigned = match self.realigns(&problem) {
-            true => Realigned::of(&mut problem, true, true, &mut workspace),
-            false => Realigned::default(),
+            (Family::Gemv, kernel)
+        } else {
+            let mut problem = *problem;
+            if self.realigns(&problem) {
+                realigned = Realigned::of(&mut problem, true, true, &mut workspace);
+            }
+            let pre = if save { halves(accesses.pre, hidden, dtype) } else { Access::MAX_ALIGN };
+            let gemm = self.projection(&problem, Product::Gate(gate), accesses.z.align.min(pre), &mut notes);
+            (gemm.family, Kernel::Gemm(gemm))
         };
-        let pre = if save { halves(accesses.pre, hidden, dtype) } else { Access::MAX_ALIGN };
-        let gemm = self.projection(&problem, Product::Gate(gate), accesses.z.align.min(pre), &mut notes);
-        Ok(ForwardPlan { kernel: Kernel::Gemm(gemm), realigned, workspace_bytes: workspace.bytes(), notes })
+        if let (Some(Family::Decode), Some(reason)) = (self.forced, refused) {
+            notes.push(format!("{family} in place of decode: {reason}"));
+        }
+        Ok(ForwardPlan { realigned, kernel, workspace_bytes: workspace.bytes(), notes })
     }
 
     /// Whether operands that tensor cores cannot read are copied for them. A copy moves each byte twice, and without it
@@ -283,6 +303,54 @@ impl Planner {
             && self.facts.capability >= MMA
             && self.forced != Some(Family::Simt)
             && problem.dims.batch > GEMV_ROWS
+    }
+
+    /// The kernel of `decode` for a forward that it accepts.
+    fn decode(&self, problem: &Problem, gate: GateCode) -> Decode {
+        // Large blocks where they occupy three quarters of the multiprocessors: 112 on 132 take nine tenths of the time
+        // of 224 small ones.
+        let large = problem.dims.hidden.div_ceil(128).saturating_mul(4);
+        let enough = large >= 3 * self.facts.multiprocessors as usize;
+        Decode {
+            dtype: problem.dtype,
+            b_trans: problem.orientation == Orientation::OutIn,
+            gate,
+            rows: Decode::rows_for(problem.dims.batch),
+            columns: if enough { 128 } else { 64 },
+        }
+    }
+
+    /// Why a forward is not one for `decode`.
+    fn refused_by_decode(&self, problem: &Problem, decode: &Decode) -> Option<&'static str> {
+        let Dims { batch, in_features, hidden } = problem.dims;
+        if self.facts.capability != SM90 || decode.shared_bytes() > self.facts.shared_bytes {
+            Some("decode needs compute capability 9.0")
+        } else if problem.dtype == Dtype::F32 {
+            Some("decode multiplies 16-bit types")
+        } else if batch > Decode::ROWS {
+            Some("decode takes up to 128 rows")
+        } else if batch.min(in_features).min(hidden) == 0 {
+            Some("decode needs something to multiply")
+        } else if inputs(problem) < VECTOR {
+            Some("decode needs rows that start at multiples of 16 bytes")
+        } else if in_features.max(hidden) > MAX_COORDINATE {
+            Some("decode takes up to 2^31 - 1 rows and columns")
+        } else if self.forced.is_none() && problem.options.tile != Tile::Auto {
+            Some("decode has no tiles")
+        } else if self.forced.is_none() && !self.streams(problem, decode) {
+            Some("decode would leave most multiprocessors idle, or take no time")
+        } else {
+            None
+        }
+    }
+
+    /// Whether the time is that of reading the weights. 64 blocks on 132 multiprocessors still read 2.8 TB/s of an
+    /// H100's 3.0; fewer were not measured.
+    fn streams(&self, problem: &Problem, decode: &Decode) -> bool {
+        let Dims { in_features, hidden, .. } = problem.dims;
+        let bytes = in_features.saturating_mul(hidden).saturating_mul(2 * problem.dtype.bytes());
+        let blocks = decode.grid(hidden as u64).blocks;
+        bytes >= STREAM_FROM_BYTES && blocks.saturating_mul(5) >= 2 * u64::from(self.facts.multiprocessors)
     }
 
     /// The kernels of a backward.

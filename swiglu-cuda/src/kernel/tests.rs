@@ -81,6 +81,10 @@ fn thinning_leaves_no_kernel_and_no_class_out() {
 #[test]
 fn kernels_that_no_problem_needs_are_never_chosen() {
     for (facts, kernel) in all() {
+        if let Kernel::Decode(decode) = kernel {
+            assert_eq!(facts.capability.major, 9, "{decode:?}");
+            assert!(decode.shared_bytes() <= facts.shared_bytes, "{decode:?}");
+        }
         let Kernel::Gemm(gemm) = kernel else { continue };
         let tensor_cores = facts.capability.major >= 8;
         let vectors = gemm.vectors.a || gemm.vectors.b || gemm.vectors.c;

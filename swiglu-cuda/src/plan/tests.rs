@@ -183,7 +183,7 @@ fn forced_families_run_where_they_can() {
         (8, Some(Family::Simt), tile, "simt-bf16-nn-64"),
     ] {
         let problem = forward(Dtype::Bf16, Dims { batch, ..LARGE }, options);
-        assert_eq!(chosen(planner(H100, forced), &problem).0, kernel, "{batch} {forced:?} {options:?}");
+        assert_eq!(chosen(planner(A100, forced), &problem).0, kernel, "{batch} {forced:?} {options:?}");
     }
 }
 
@@ -419,4 +419,90 @@ fn hopper_kernels_follow_from_alignment_and_size() {
             assert_eq!((gemm.family, gemm.hopper.boxes), (Family::Sm90, !add), "{gemm:?}");
         }
     }
+}
+
+/// What a forward of few rows runs on an H100.
+fn few(dims: Dims) -> (String, u32) {
+    let problem = aligned(forward(Dtype::Bf16, dims, Options::new()), 16);
+    let columns = match planner(H100, None).forward(&problem, true).map(|plan| plan.kernel) {
+        Ok(Kernel::Decode(decode)) => decode.columns,
+        _ => 0,
+    };
+    (chosen(planner(H100, None), &problem).0, columns)
+}
+
+#[test]
+fn few_rows_on_hopper_stream_the_weights() {
+    for (batch, kernel) in [
+        (1, "decode-bf16-nn-8"),
+        (8, "decode-bf16-nn-8"),
+        (9, "decode-bf16-nn-16"),
+        (100, "decode-bf16-nn-128"),
+        (128, "decode-bf16-nn-128"),
+    ] {
+        assert_eq!(few(Dims { batch, ..LARGE }), (kernel.into(), 128), "{batch}");
+    }
+    assert_eq!(few(Dims { batch: 129, ..LARGE }).0, "sm90-bf16-nn-128");
+    let of = |batch, in_features, hidden| few(Dims { batch, in_features, hidden });
+    // 99 blocks of 128 columns are three quarters of 132, 98 are not.
+    assert_eq!(of(1, 4096, 98 * 128 + 1).1, 128);
+    assert_eq!(of(1, 4096, 98 * 128).1, 64);
+    assert_eq!(of(1, 4096, 4096), ("decode-bf16-nn-8".into(), 64));
+    // 53 blocks of 64 columns are two fifths, 52 are not.
+    assert_eq!(of(1, 4096, 52 * 64 + 1).0, "decode-bf16-nn-8");
+    assert_eq!(of(1, 4096, 52 * 64).0, "gemv-bf16-nn-1");
+    assert_eq!(of(16, 4096, 2048).0, "mma-bf16-nn-32");
+    // 13 MB.
+    assert_eq!(of(8, 784, 4096).0, "gemv-bf16-nn-8");
+    let [f16, f32] = [Dtype::F16, Dtype::F32].map(|dtype| {
+        let dims = Dims { batch: 4, ..LARGE };
+        Problem::dense(SAVE, dtype, dims, Orientation::OutIn, Options::new())
+    });
+    assert_eq!(chosen(planner(H100, None), &f16), ("decode-f16-nt-8".into(), vec![]));
+    assert_eq!(chosen(planner(H100, None), &f32), ("gemv-f32-nt-4".into(), vec![]));
+    assert_eq!(chosen(planner(A100, None), &f16), ("gemv-f16-nt-4".into(), vec![]));
+    let large = Options::new().tile(Tile::T128);
+    let tiled = forward(Dtype::Bf16, Dims { batch: 128, ..LARGE }, large);
+    assert_eq!(chosen(planner(H100, None), &tiled).0, "sm90-bf16-nn-128");
+}
+
+#[test]
+fn forced_decode_says_what_it_does_not_take() {
+    let run = |facts, problem: &Problem| chosen(planner(facts, Some(Family::Decode)), problem);
+    let dims = |batch, in_features, hidden| Dims { batch, in_features, hidden };
+    let bf16 = |dims, options| aligned(forward(Dtype::Bf16, dims, options), 16);
+    // Small weights and a tile that it has not are no reason.
+    let small = bf16(dims(3, 7, 5), Options::new().tile(Tile::T32));
+    assert_eq!(run(H100, &small), ("decode-bf16-nn-8".into(), vec![]));
+    // z and the pre-activations may be anywhere.
+    let mut apart = small;
+    (apart.accesses.z.align, apart.accesses.pre.align) = (2, 2);
+    assert_eq!(run(H100, &apart), ("decode-bf16-nn-8".into(), vec![]));
+
+    let auto = |dims| bf16(dims, Options::new());
+    for (facts, problem, kernel, reason) in [
+        (A100, auto(dims(3, 64, 64)), "gemv-bf16-nn-4", "decode needs compute capability 9.0"),
+        (
+            H100,
+            forward(Dtype::F32, dims(3, 64, 64), Options::new()),
+            "gemv-f32-nn-4",
+            "decode multiplies 16-bit types",
+        ),
+        (H100, auto(dims(129, 64, 64)), "mma-bf16-nn-32", "decode takes up to 128 rows"),
+        (H100, auto(dims(0, 64, 64)), "gemv-bf16-nn-1", "decode needs something to multiply"),
+        (H100, auto(dims(9, 0, 64)), "mma-bf16-nn-32", "decode needs something to multiply"),
+        (
+            H100,
+            aligned(auto(dims(8, 64, 64)), 8),
+            "gemv-bf16-nn-8",
+            "decode needs rows that start at multiples of 16 bytes",
+        ),
+        (H100, auto(dims(1, 1, 1 << 31)), "gemv-bf16-nn-1", "decode takes up to 2^31 - 1 rows and columns"),
+    ] {
+        let family = kernel.split('-').next().unwrap_or_default();
+        let note = format!("{family} in place of decode: {reason}");
+        assert_eq!(run(facts, &problem), (kernel.into(), vec![note]));
+    }
+    // Products that it has no part in are chosen as ever.
+    assert_eq!(run(H100, &auto(LARGE)).0, "sm90-bf16-nn-128");
 }

@@ -31,7 +31,7 @@ const PACKED: Huge = Huge { rows: 65541, cols: 65552, stride: 65560 };
 
 /// Units in every dimension that is small.
 const FEW: usize = 8;
-/// A batch that is too large for `gemv`.
+/// A batch that is too large for `gemv`, and not for `decode`.
 const BATCH: usize = 16;
 /// What lies beside an output.
 const CANARY: f32 = 77.0;
@@ -242,10 +242,13 @@ fn on(cuda: &Cuda, families: &[Family], pass: Pass, dims: Dims) -> Result<Vec<(C
 
 /// Those that multiply whole matrices.
 fn families(cuda: &Cuda) -> Vec<Family> {
-    let hopper = cuda.preflight().gpu.compute_capability == ComputeCapability { major: 9, minor: 0 };
     let mut families = vec![Family::Simt, Family::Mma];
-    families.extend(hopper.then_some(Family::Sm90));
+    families.extend(hopper(cuda).then_some(Family::Sm90));
     families
+}
+
+fn hopper(cuda: &Cuda) -> bool {
+    cuda.preflight().gpu.compute_capability == ComputeCapability { major: 9, minor: 0 }
 }
 
 const FORWARD: Pass = Pass::Forward { save: false };
@@ -297,6 +300,7 @@ fn w() -> Result<(), Failed> {
     let w = Weights::packed(wf, Orientation::InOut)?.gate(Gate::Reglu);
     let mut handles = on(&cuda, &families(&cuda), FORWARD, dims)?;
     handles.extend(on(&cuda, &[Family::Gemv], FORWARD, few)?);
+    handles.extend(on(&cuda, if hopper(&cuda) { &[Family::Decode] } else { &[] }, FORWARD, dims)?);
     for (cuda, family) in handles {
         let (what, batch) = (format!("w, {family}"), if family == "gemv" { few.batch } else { BATCH });
         let z = cuda.forward(x.view().sub(0..batch, 0..PACKED.rows)?, w, Options::new())?;

@@ -64,6 +64,7 @@ fn trials() -> Vec<Trial> {
         ("mma", Some(Family::Mma)),
         ("sm90", Some(Family::Sm90)),
         ("gemv", Some(Family::Gemv)),
+        ("decode", Some(Family::Decode)),
     ];
     let suites = families.into_iter().flat_map(|(module, family)| suite(module, family));
     let unfused = unfused("unfused", |cuda| cuda).chain(unfused("cublas", Cuda::with_cublas));

@@ -48,6 +48,10 @@ pub(crate) fn trials() -> Vec<Trial> {
         let run = move || run(Family::Gemv, &few_rows(dtype));
         trials.push(Trial::test(format!("sanitize::gemv::forward_{dtype}"), run));
     }
+    for dtype in [Dtype::F16, Dtype::Bf16] {
+        let run = move || run(Family::Decode, &some_rows(dtype));
+        trials.push(Trial::test(format!("sanitize::decode::forward_{dtype}"), run));
+    }
     trials.push(Trial::test("sanitize::mma::tf32", tf32));
     for check in [
         // Empty dimensions and odd strides.
@@ -128,6 +132,30 @@ fn few_rows(dtype: Dtype) -> Vec<Case> {
         ..if aligned { Case::new(batch, 520, 136, dtype) } else { Case::new(batch, 517, 133, dtype) }
     };
     each.enumerate().map(case).collect()
+}
+
+/// Rows that each of the `decode` kernels takes, always some fewer than its boxes have, against more slabs of k than
+/// they have stages; all aligned, since they take nothing else.
+fn some_rows(dtype: Dtype) -> Vec<Case> {
+    let batches = [1, 3, 9, 17, 33, 100];
+    let each = batches.into_iter().flat_map(|batch| ARRANGEMENTS.map(|arrangement| (batch, arrangement)));
+    let case = |(index, (batch, (orientation, packing))): (usize, (usize, _))| Case {
+        orientation,
+        packing,
+        gate: Gate::ALL[index % Gate::ALL.len()],
+        bias: index % 2 == 0,
+        keep: if index % 3 == 0 { Keep::PreActivations } else { Keep::Nothing },
+        seed: index as u64,
+        ..Case::new(batch, 520, 136, dtype)
+    };
+    let small = each.enumerate().map(case);
+    // Columns enough for the large blocks of a device with up to 132 multiprocessors, with a rest.
+    let large = [Orientation::InOut, Orientation::OutIn].map(|orientation| Case {
+        orientation,
+        keep: Keep::PreActivations,
+        ..Case::new(33, 456, 12680, dtype)
+    });
+    small.chain(large).collect()
 }
 
 fn run(family: Family, cases: &[Case]) -> Result<(), Failed> {

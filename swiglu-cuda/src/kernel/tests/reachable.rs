@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use swiglu_core::{Dims, Dtype, Gate, GradientKind, Options, Orientation, Pass, Precision, Problem, Tile};
 
+use crate::decode::Decode;
 use crate::device::Facts;
 use crate::gemm::{Family, GateCode, Gemm, Product, Vectors};
 use crate::kernel::Kernel;
@@ -12,8 +13,14 @@ use crate::plan::{Cotangents, Matmul, Planner};
 const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
 const BOTH: [bool; 2] = [false, true];
 const TILES: [Tile; 4] = [Tile::Auto, Tile::T32, Tile::T64, Tile::T128];
-const FAMILIES: [Option<Family>; 5] =
-    [None, Some(Family::Simt), Some(Family::Mma), Some(Family::Sm90), Some(Family::Gemv)];
+const FAMILIES: [Option<Family>; 6] = [
+    None,
+    Some(Family::Simt),
+    Some(Family::Mma),
+    Some(Family::Sm90),
+    Some(Family::Gemv),
+    Some(Family::Decode),
+];
 /// Bytes that rows start at multiples of: single elements, pairs of f32, vectors.
 const ALIGNMENTS: [u32; 3] = [2, 8, 16];
 
@@ -74,9 +81,9 @@ struct Asked {
 }
 
 impl Asked {
-    fn problem(&self, pass: Pass, batch: usize, in_features: usize) -> Problem {
+    fn problem(&self, pass: Pass, (batch, in_features, hidden): (usize, usize, usize)) -> Problem {
         // Halves of packed rows are as aligned as the rows.
-        let dims = Dims { batch, in_features, hidden: 4096 };
+        let dims = Dims { batch, in_features, hidden };
         let mut problem = Problem::dense(pass, self.dtype, dims, self.orientation, self.options);
         problem.gate = self.gate;
         let accesses = &mut problem.accesses;
@@ -95,8 +102,9 @@ impl Asked {
 
 /// Forward and backward.
 fn passes(planner: Planner, asked: &Asked, found: &mut Found) {
-    for (batch, save) in pairs([1, 2, 4, 8, 4096], BOTH) {
-        let problem = asked.problem(Pass::Forward { save }, batch, 4096);
+    // Columns enough for large blocks of `decode`, and for small ones.
+    for ((batch, hidden), save) in pairs(pairs([1, 2, 4, 8, 16, 32, 64, 128, 4096], [4096, 16384]), BOTH) {
+        let problem = asked.problem(Pass::Forward { save }, (batch, 4096, hidden));
         let plan = planner.forward(&problem, save).unwrap_or_else(|error| panic!("{problem:?}: {error}"));
         found.add(plan.kernel);
     }
@@ -107,7 +115,7 @@ fn passes(planner: Planner, asked: &Asked, found: &mut Found) {
     ) {
         let kind = |dtype| Some(GradientKind { dtype, add });
         let pass = Pass::Backward { saved, dx: kind(asked.dtype), dwf: kind(dtype), dbias: kind(dtype) };
-        let problem = asked.problem(pass, 4096, in_features);
+        let problem = asked.problem(pass, (4096, in_features, 4096));
         let plan = planner.backward(&problem).unwrap_or_else(|error| panic!("{problem:?}: {error}"));
         found.add(match plan.cotangents {
             Cotangents::Saved { gate, .. } => Kernel::GateBackward { dtype: asked.dtype, gate },
@@ -172,6 +180,7 @@ pub(super) fn class(kernel: Kernel) -> Kernel {
         Kernel::Gemv { dtype, rows, .. } => {
             Kernel::Gemv { dtype, b_trans: false, gate: swiglu, rows, vectors: false }
         }
+        Kernel::Decode(decode) => Kernel::Decode(Decode { b_trans: false, gate: swiglu, ..decode }),
         Kernel::GateForward { dtype, .. } => Kernel::GateForward { dtype, gate: swiglu },
         Kernel::GateBackward { dtype, .. } => Kernel::GateBackward { dtype, gate: swiglu },
         other => other,
