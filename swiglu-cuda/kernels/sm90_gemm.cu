@@ -277,6 +277,9 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(kTh
     Ring ring = {(static_cast<u32>(__cvta_generic_to_shared(shared)) + 1023) & ~1023u};
     u32 rank = CLUSTER == 1 ? 0 : cluster_rank();
     if (threadIdx.x == 0) {
+        prefetch(p.a[0]);
+        prefetch(p.b[0]);
+        if (kHalves == 2) prefetch(p.b[1]);
         for (u32 stage = 0; stage < kStages; ++stage) {
             init_barrier(ring.full(stage), 1);
             init_barrier(ring.empty(stage), kConsumers * CLUSTER);

@@ -74,14 +74,18 @@ impl Wanted {
         // TMA leaves out what is beside a matrix in whole vectors only: the rest of one is overwritten with zeros.
         let whole = n.is_multiple_of(VECTOR as usize / out.bytes());
         let boxes = whole && self.outputs >= VECTOR && !self.add;
-        // Gate functions have one kernel for all other outputs, not four: each takes NVRTC two seconds.
-        let several = boxes || !self.product.is_paired();
-        Hopper { pairs: several && bytes > PAIRS_FROM_BYTES, boxes }
+        Hopper { pairs: bytes > PAIRS_FROM_BYTES || !self.several(boxes), boxes }
+    }
+
+    /// Whether there are kernels for pairs of blocks and blocks by themselves, and for outputs in vectors and without.
+    /// Gate functions have one kernel for all outputs that are not written in boxes: each takes NVRTC two seconds.
+    fn several(&self, boxes: bool) -> bool {
+        boxes || !self.product.is_paired()
     }
 
     /// What `sm90` may access in vectors.
     fn hopper_vectors(&self) -> Vectors {
-        let several = self.hopper().boxes || !self.product.is_paired();
+        let several = self.several(self.hopper().boxes);
         Vectors { a: true, b: true, c: several && self.outputs >= PAIR }
     }
 }
