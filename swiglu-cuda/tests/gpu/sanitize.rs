@@ -41,8 +41,17 @@ pub(crate) fn trials() -> Vec<Trial> {
         }
     }
     for dtype in [Dtype::F16, Dtype::Bf16] {
-        let run = move || run(Family::Sm90, &hopper(dtype));
-        trials.push(Trial::test(format!("sanitize::sm90::all_{dtype}"), run));
+        // NVRTC takes two seconds for each kernel: a trial has as few as can be.
+        let lists = [
+            ("forward", hopper as fn(Vec<Case>) -> Vec<Case>, forward(dtype)),
+            ("backward_of_saved", hopper, backward(dtype, Keep::PreActivations)),
+            ("backward_of_input", hopper, backward(dtype, Keep::Input)),
+            ("many_tiles", |cases| cases, many_tiles(dtype)),
+        ];
+        for (name, filter, list) in lists {
+            let run = move || run(Family::Sm90, &filter(list.clone()));
+            trials.push(Trial::test(format!("sanitize::sm90::{name}_{dtype}"), run));
+        }
     }
     for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
         let run = move || run(Family::Gemv, &few_rows(dtype));
@@ -101,13 +110,17 @@ fn backward(dtype: Dtype, keep: Keep) -> Vec<Case> {
     shapes(dtype).enumerate().map(gradients).collect()
 }
 
-/// The one tile of `sm90`; and so many tiles that blocks take several, in the projections and in dX.
-fn hopper(dtype: Dtype) -> Vec<Case> {
-    let keeps = [Keep::PreActivations, Keep::Input];
-    let small = forward(dtype).into_iter().chain(keeps.into_iter().flat_map(|keep| backward(dtype, keep)));
-    let mut cases: Vec<_> = small.filter(|case| case.tile == Tile::T128).collect();
+/// Those with the one tile of `sm90`.
+fn hopper(cases: Vec<Case>) -> Vec<Case> {
+    cases.into_iter().filter(|case| case.tile == Tile::T128).collect()
+}
+
+/// So many tiles that blocks of `sm90` take several, in the projections and in dX.
+fn many_tiles(dtype: Dtype) -> Vec<Case> {
     let how = Some(How { add: false, wide: false });
-    for (orientation, keep) in [(Orientation::InOut, keeps[0]), (Orientation::OutIn, keeps[1])] {
+    let mut cases = Vec::new();
+    for (orientation, keep) in [(Orientation::InOut, Keep::PreActivations), (Orientation::OutIn, Keep::Input)]
+    {
         for (batch, in_features, hidden) in [(1160, 136, 2184), (2312, 2184, 72)] {
             let case = Case::new(batch, in_features, hidden, dtype);
             cases.push(Case { orientation, keep, dx: how, dwf: how, ..case });
