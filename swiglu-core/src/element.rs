@@ -76,6 +76,18 @@ pub trait Element: Scalar {
 
     /// [`from_f32`](Element::from_f32) for a slice. Converts `min(from.len(), to.len())` elements.
     fn narrow(from: &[f32], to: &mut [Self]);
+
+    /// The slice itself, where the elements are `f32` already: what need not be widened.
+    ///
+    /// ```
+    /// use swiglu_core::{Element, bf16};
+    /// assert_eq!(f32::as_f32(&[1.0]), Some([1.0].as_slice()));
+    /// assert_eq!(bf16::as_f32(&[bf16::ONE]), None);
+    /// ```
+    #[inline(always)]
+    fn as_f32(_: &[Self]) -> Option<&[f32]> {
+        None
+    }
 }
 
 impl Element for f32 {

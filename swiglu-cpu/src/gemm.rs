@@ -43,7 +43,7 @@ where
 }
 
 /// Halves the output until one block is left. Which thread takes which half changes nothing but the time.
-fn divide<O, W>(grid: &Grid, rows: Range<usize>, cols: Range<usize>, output: O, work: &W)
+pub(crate) fn divide<O, W>(grid: &Grid, rows: Range<usize>, cols: Range<usize>, output: O, work: &W)
 where
     O: Output,
     W: Fn(Range<usize>, Range<usize>, O) + Sync,

@@ -40,6 +40,7 @@ mod pack;
 mod passes;
 mod plan;
 mod rows;
+mod stream;
 
 pub use backend::Cpu;
 pub use isa::Isa;

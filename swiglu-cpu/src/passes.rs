@@ -2,8 +2,8 @@
 
 use swiglu_core::ops::{Backward, Forward};
 use swiglu_core::{
-    Dims, Element, Gate, Halves, Host, Layout, MatMut, MatRef, Orientation, Out, Result, Target, Tile,
-    Weights,
+    Dims, Element, Gate, Halves, Host, Layout, MatMut, MatRef, Orientation, Out, Problem, Result, Target,
+    Tile, Weights,
 };
 
 use crate::arena::{Tasks, Workspace};
@@ -14,6 +14,7 @@ use crate::kernels::Kernel;
 use crate::output::{Bias, GateGradientStore, GateStore, Store, StorePair};
 use crate::pack::{Along, Columns, Factor, Paired, Rows, Stacked};
 use crate::rows;
+use crate::stream::{self, Pair};
 
 /// The projections as the B factor of `x . [Wa | Wb]`.
 fn projections<'a, T: Element>(w: &Weights<'a, T, Host>) -> Paired<'a, T> {
@@ -67,19 +68,56 @@ impl Grids {
     }
 }
 
+/// How a forward multiplies.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Projection {
+    /// On the tiled driver.
+    Tiled(Grid),
+    /// Few rows, along weights that are not packed.
+    Streamed(Grid),
+}
+
+impl Projection {
+    pub(crate) fn new<K: Kernel>(problem: &Problem, threads: usize) -> Self {
+        let Dims { batch, in_features, hidden } = problem.dims;
+        let bytes = in_features.saturating_mul(2 * hidden).saturating_mul(problem.dtype.bytes());
+        let few = stream::pays(batch, bytes) && problem.options.tile == Tile::Auto;
+        // Along [2D, I] weights k is contiguous: their columns have to be turned, which is what packing does.
+        if few && problem.orientation == Orientation::InOut {
+            return Projection::Streamed(stream::grid::<K>(batch, hidden, in_features, threads));
+        }
+        Projection::Tiled(
+            Grids::new::<K>(problem.dims, problem.orientation, problem.options.tile, threads).projection,
+        )
+    }
+
+    /// Floats that a task works in.
+    pub(crate) fn task_len<K: Kernel>(&self) -> usize {
+        match self {
+            Projection::Tiled(grid) => grid.task_len::<K>(),
+            Projection::Streamed(grid) => stream::task_len::<K>(grid),
+        }
+    }
+}
+
 /// A checked forward.
 pub(crate) struct ForwardPass<'a, T: Element>(pub(crate) Forward<'a, T, Host>);
 
 impl<T: Element> Pass for ForwardPass<'_, T> {
     fn run<K: Kernel>(self, kernel: K, workspace: &mut Workspace, threads: usize) -> Result<()> {
         let Forward { problem, x, w, z, pre, .. } = self.0;
-        let grids = Grids::new::<K>(problem.dims, w.orientation(), problem.options.tile, threads);
-        let grid = grids.projection;
-        workspace.grow(threads, grid.task_len::<K>(), 0)?;
+        let projection = Projection::new::<K>(&problem, threads);
+        workspace.grow(threads, projection.task_len::<K>(), 0)?;
         let (tasks, _) = workspace.parts(0);
         let pre = pre.map(|pre| pre.split_cols(w.hidden())).transpose()?;
         let output = GateStore { gate: w.function(), bias: w.bias_row().map(Bias::new), z, pre };
-        gemm(kernel, &grid, &Rows(x), &projections(&w), output, tasks);
+        match projection {
+            Projection::Tiled(grid) => gemm(kernel, &grid, &Rows(x), &projections(&w), output, tasks),
+            Projection::Streamed(grid) => {
+                let pair = Pair { gate: w.gate_weights(), up: w.up_weights() };
+                stream::stream(kernel, &grid, x, pair, output, tasks);
+            }
+        }
         Ok(())
     }
 }

@@ -5,7 +5,7 @@ use swiglu_core::{Dims, GradientKind, Orientation, Pass, Plan, Precision, Proble
 use crate::grid::Grid;
 use crate::isa::Isa;
 use crate::kernels::{Kernel, KernelVisitor};
-use crate::passes::{CallSpace, Grids};
+use crate::passes::{CallSpace, Grids, Projection};
 
 /// A pure function of the problem, the instruction set and the thread count.
 pub(crate) fn plan(isa: Isa, threads: usize, problem: &Problem) -> Plan {
@@ -50,7 +50,14 @@ impl KernelVisitor for Fused<'_> {
         let call_len = match self.problem.pass {
             Pass::Forward { save } => {
                 let kept = if save { ", keeping pre-activations" } else { "" };
-                product(&mut launches, &format!("forward with {gate} epilogue{kept}"), &grids.projection);
+                let what = format!("forward with {gate} epilogue{kept}");
+                match Projection::new::<K>(self.problem, self.threads) {
+                    Projection::Tiled(grid) => product(&mut launches, &what, &grid),
+                    streamed @ Projection::Streamed(grid) => {
+                        task_len = streamed.task_len::<K>();
+                        launches.push(format!("{}, weights read in place", describe::<K>(&what, &grid)));
+                    }
+                }
                 0
             }
             Pass::Backward { saved, dx, dwf, dbias } => {

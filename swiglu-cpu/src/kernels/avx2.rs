@@ -4,8 +4,8 @@ use std::arch::x86_64::{
     __m256, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,
 };
 
-use super::tile::{Vector, check, dispatch_rows, tile};
-use super::{Form, Kernel, Panel};
+use super::tile::{Vector, check, check_strip, dispatch_rows, dispatch_strip, strip, tile};
+use super::{Form, Kernel, Panel, Strip};
 
 /// Proof that this machine has AVX2, FMA and F16C.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +54,12 @@ impl Vector for __m256 {
         // SAFETY: the trait's contract; FMA is detected together with AVX2.
         unsafe { _mm256_fmadd_ps(self, b, c) }
     }
+
+    #[inline(always)]
+    fn mul_add_one(a: f32, b: f32, c: f32) -> f32 {
+        // One instruction here: FMA is there.
+        a.mul_add(b, c)
+    }
 }
 
 /// # Safety
@@ -64,6 +70,16 @@ unsafe fn run(a: Panel<'_>, b: *const f32, c: *mut f32, first: bool) {
     let a = floats.as_ptr();
     // SAFETY: the caller's contract.
     unsafe { dispatch_rows!(Avx2, __m256, form, rows, (depth, a, b, c, first), [1, 2, 3, 4, 5, 6]) }
+}
+
+/// # Safety
+/// As [`strip`], with the floats of `a`; the instruction set is there.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn run_strip(a: Panel<'_>, b: &[&[f32]], c: Strip<'_>) {
+    let (a, rows, Strip { floats, stride, cols }) = (a.floats.as_ptr(), a.rows, c);
+    let c = floats.as_mut_ptr();
+    // SAFETY: the caller's contract.
+    unsafe { dispatch_strip!(__m256, rows, (a, b, c, stride, cols), [1, 2, 3, 4, 5, 6]) }
 }
 
 /// # Safety
@@ -85,6 +101,12 @@ impl Kernel for Avx2 {
         check::<Self>(a, b, c);
         // SAFETY: `check` compared the three lengths with what the tile reads and writes; `self` proves the ISA.
         unsafe { run(a, b.as_ptr(), c.as_mut_ptr(), first) }
+    }
+
+    fn strip(self, a: Panel<'_>, b: &[&[f32]], c: Strip<'_>) {
+        check_strip::<Self>(a, b, &c);
+        // SAFETY: `check_strip` compared every length with what is read and written; `self` proves the ISA.
+        unsafe { run_strip(a, b, c) }
     }
 
     #[inline(always)]

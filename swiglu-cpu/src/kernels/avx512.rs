@@ -6,8 +6,8 @@ use std::arch::x86_64::{
     _mm512_unpacklo_pd, _mm512_unpacklo_ps,
 };
 
-use super::tile::{Vector, check, dispatch_rows, tile};
-use super::{Block, EDGE, Form, Kernel, Panel};
+use super::tile::{Vector, check, check_strip, dispatch_rows, dispatch_strip, strip, tile};
+use super::{Block, EDGE, Form, Kernel, Panel, Strip};
 
 /// Proof that this machine has AVX-512 F, BW, DQ and VL.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +58,12 @@ impl Vector for __m512 {
     unsafe fn mul_add(self, b: Self, c: Self) -> Self {
         // SAFETY: the trait's contract.
         unsafe { _mm512_fmadd_ps(self, b, c) }
+    }
+
+    #[inline(always)]
+    fn mul_add_one(a: f32, b: f32, c: f32) -> f32 {
+        // One instruction here: FMA is there.
+        a.mul_add(b, c)
     }
 }
 
@@ -119,6 +125,23 @@ unsafe fn transpose(block: &Block, to: *mut f32, stride: usize) {
 }
 
 /// # Safety
+/// As [`strip`], with the floats of `a`; the instruction set is there.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+unsafe fn run_strip(a: Panel<'_>, b: &[&[f32]], c: Strip<'_>) {
+    let (a, rows, Strip { floats, stride, cols }) = (a.floats.as_ptr(), a.rows, c);
+    let c = floats.as_mut_ptr();
+    // SAFETY: the caller's contract.
+    unsafe {
+        dispatch_strip!(
+            __m512,
+            rows,
+            (a, b, c, stride, cols),
+            [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
+        );
+    }
+}
+
+/// # Safety
 /// AVX-512, FMA and F16C are there.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")]
 unsafe fn call<R>(f: impl FnOnce() -> R) -> R {
@@ -137,6 +160,12 @@ impl Kernel for Avx512 {
         check::<Self>(a, b, c);
         // SAFETY: `check` compared the three lengths with what the tile reads and writes; `self` proves the ISA.
         unsafe { run(a, b.as_ptr(), c.as_mut_ptr(), first) }
+    }
+
+    fn strip(self, a: Panel<'_>, b: &[&[f32]], c: Strip<'_>) {
+        check_strip::<Self>(a, b, &c);
+        // SAFETY: `check_strip` compared every length with what is read and written; `self` proves the ISA.
+        unsafe { run_strip(a, b, c) }
     }
 
     #[inline(always)]

@@ -45,6 +45,15 @@ pub(crate) struct Panel<'a> {
     pub(crate) floats: &'a [f32],
 }
 
+/// Rows of accumulators.
+#[derive(Debug)]
+pub(crate) struct Strip<'a> {
+    pub(crate) floats: &'a mut [f32],
+    /// Floats from one row to the next.
+    pub(crate) stride: usize,
+    pub(crate) cols: usize,
+}
+
 /// A register tile `MR x NR` and the instruction set it is written for.
 pub(crate) trait Kernel: Copy + Send + Sync + 'static {
     /// `{arch}-{dtype}-{mr}x{nr}`.
@@ -65,6 +74,11 @@ pub(crate) trait Kernel: Copy + Send + Sync + 'static {
     /// Each element is one chain of multiply-adds in ascending k, continued from `c` unless `first`: its bits do not
     /// depend on how k was cut into panels, nor on the number of rows.
     fn tile(self, a: Panel<'_>, b: &[f32], c: &mut [f32], first: bool);
+
+    /// `c[r][j] += sum over k of a(r, k) * b[k][j]`, for rows of B where they lie, as many columns as the shortest has.
+    ///
+    /// Each element is the same chain as in [`tile`](Self::tile), so its bits are.
+    fn strip(self, a: Panel<'_>, b: &[&[f32]], c: Strip<'_>);
 
     /// `to[k * stride + j] = block[j][k]`.
     #[inline(always)]

@@ -1,7 +1,7 @@
 //! The semantics in plain Rust, for every machine.
 
-use super::tile::{Vector, check, dispatch_rows, tile};
-use super::{Form, Kernel, Panel};
+use super::tile::{Vector, check, check_strip, dispatch_rows, dispatch_strip, strip, tile};
+use super::{Form, Kernel, Panel, Strip};
 
 /// Plain Rust; exists everywhere.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +41,12 @@ impl Vector for F32x4 {
         // Not `f32::mul_add`: without the instruction that is a library call. So every product is rounded here.
         Self(std::array::from_fn(|i| self.0[i] * b.0[i] + c.0[i]))
     }
+
+    #[inline(always)]
+    fn mul_add_one(a: f32, b: f32, c: f32) -> f32 {
+        // As in `mul_add`.
+        a * b + c
+    }
 }
 
 impl Kernel for Portable {
@@ -57,6 +63,14 @@ impl Kernel for Portable {
         let (a, b, c) = (floats.as_ptr(), b.as_ptr(), c.as_mut_ptr());
         // SAFETY: `check` compared the three lengths with what the tile reads and writes.
         unsafe { dispatch_rows!(Self, F32x4, form, rows, (depth, a, b, c, first), [1, 2, 3, 4]) }
+    }
+
+    fn strip(self, a: Panel<'_>, b: &[&[f32]], c: Strip<'_>) {
+        check_strip::<Self>(a, b, &c);
+        let (a, rows, Strip { floats, stride, cols }) = (a.floats.as_ptr(), a.rows, c);
+        let c = floats.as_mut_ptr();
+        // SAFETY: `check_strip` compared every length with what is read and written.
+        unsafe { dispatch_strip!(F32x4, rows, (a, b, c, stride, cols), [1, 2, 3, 4]) }
     }
 
     #[inline(always)]

@@ -1,6 +1,6 @@
 //! The one register tile that every instruction set instantiates.
 
-use super::{Form, Kernel, Panel};
+use super::{Form, Kernel, Panel, Strip};
 
 /// A vector register of f32.
 ///
@@ -15,6 +15,8 @@ pub(super) trait Vector: Copy {
     unsafe fn splat(v: f32) -> Self;
     /// `self * b + c`; fused where the instruction set has it.
     unsafe fn mul_add(self, b: Self, c: Self) -> Self;
+    /// The same for one float.
+    fn mul_add_one(a: f32, b: f32, c: f32) -> f32;
 }
 
 /// `MR` rows of two vectors each: the gate and the up column block, or two adjacent blocks.
@@ -59,6 +61,64 @@ pub(super) unsafe fn tile<K: Kernel, V: Vector, const MR: usize, const ROW_MAJOR
     }
 }
 
+/// `MR` rows of two vectors at a time, along rows of B that are not packed. A is k-major.
+///
+/// # Safety
+/// - The machine has `V`'s instruction set.
+/// - `a` is readable for `MR * b.len()` floats, every row of `b` for `cols`, and `c` is writable for `MR` rows of
+///   `cols` floats, `stride` apart.
+#[inline(always)]
+pub(super) unsafe fn strip<V: Vector, const MR: usize>(
+    a: *const f32,
+    b: &[&[f32]],
+    c: *mut f32,
+    stride: usize,
+    cols: usize,
+) {
+    let whole = cols - cols % (2 * V::LANES);
+    // SAFETY: the caller's contract; `j` and what is loaded from there on stay below `cols`.
+    unsafe {
+        for j in (0..whole).step_by(2 * V::LANES) {
+            let at = |r: usize, v: usize| r * stride + j + v * V::LANES;
+            let mut acc = [[V::zero(); 2]; MR];
+            for r in 0..MR {
+                acc[r] = [V::load(c.add(at(r, 0))), V::load(c.add(at(r, 1)))];
+            }
+            for (k, row) in b.iter().enumerate() {
+                let row = row.as_ptr().add(j);
+                let (b0, b1) = (V::load(row), V::load(row.add(V::LANES)));
+                for r in 0..MR {
+                    let x = V::splat(*a.add(k * MR + r));
+                    acc[r][0] = x.mul_add(b0, acc[r][0]);
+                    acc[r][1] = x.mul_add(b1, acc[r][1]);
+                }
+            }
+            for r in 0..MR {
+                acc[r][0].store(c.add(at(r, 0)));
+                acc[r][1].store(c.add(at(r, 1)));
+            }
+        }
+        for j in whole..cols {
+            for r in 0..MR {
+                let c = c.add(r * stride + j);
+                for (k, row) in b.iter().enumerate() {
+                    *c = V::mul_add_one(*a.add(k * MR + r), *row.as_ptr().add(j), *c);
+                }
+            }
+        }
+    }
+}
+
+/// What every kernel checks before it goes to pointers: that all of `c` is there, and the columns of `b` that it has.
+#[inline(always)]
+pub(super) fn check_strip<K: Kernel>(a: Panel<'_>, b: &[&[f32]], c: &Strip<'_>) {
+    let Panel { form, rows, depth, floats } = a;
+    assert!((1..=K::MR).contains(&rows) && form == Form::KMajor && depth == b.len(), "strip of {rows} rows");
+    let there = floats.len() >= rows * depth && b.iter().all(|row| row.len() >= c.cols);
+    let room = c.stride >= c.cols && c.floats.len() >= (rows - 1) * c.stride + c.cols;
+    assert!(there && room, "operands of a strip are too short");
+}
+
 /// What every kernel checks before it goes to pointers.
 #[inline(always)]
 pub(super) fn check<K: Kernel>(a: Panel<'_>, b: &[f32], c: &[f32]) {
@@ -86,3 +146,14 @@ macro_rules! dispatch_rows {
     };
 }
 pub(super) use dispatch_rows;
+
+/// Calls `strip` with the row count as a constant.
+macro_rules! dispatch_strip {
+    ($vector:ty, $rows:expr, $args:tt, [$($mr:literal),*]) => {
+        match $rows {
+            $($mr => strip::<$vector, $mr> $args,)*
+            _ => {}
+        }
+    };
+}
+pub(super) use dispatch_strip;

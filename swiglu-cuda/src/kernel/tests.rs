@@ -41,10 +41,11 @@ fn all() -> Vec<Job> {
         .collect()
 }
 
-/// Each kernel for one architecture, in turn, and for each architecture the first of a class that it would lack.
+/// Each kernel for one architecture, in turn, and for each architecture the first of a class that it would lack; less
+/// those that are [one more](reachable::is_one_more).
 fn thinned(all: &[Job]) -> Vec<Job> {
     let mut homes = HashMap::<Kernel, Vec<Facts>>::new();
-    for &(facts, kernel) in all {
+    for &(facts, kernel) in all.iter().filter(|(_, kernel)| !reachable::is_one_more(*kernel)) {
         homes.entry(kernel).or_default().push(facts);
     }
     let mut jobs = Vec::new();
@@ -71,7 +72,9 @@ fn thinning_leaves_no_kernel_and_no_class_out() {
     println!("{} of {} compilations", thinned.len(), all.len());
     assert_eq!(thinned.iter().collect::<HashSet<_>>().len(), thinned.len(), "no job is there twice");
     let kernels = |jobs: &[Job]| jobs.iter().map(|&(_, kernel)| kernel).collect::<HashSet<_>>();
-    assert_eq!(kernels(&thinned), kernels(&all));
+    let left_out: Vec<_> = kernels(&all).difference(&kernels(&thinned)).copied().collect();
+    assert!(left_out.iter().all(|&kernel| reachable::is_one_more(kernel)), "{left_out:?}");
+    println!("{} kernels are left to the whole sweep", left_out.len());
     let classes = |jobs: &[Job]| -> HashSet<Job> {
         jobs.iter().map(|&(facts, kernel)| (facts, reachable::class(kernel))).collect()
     };

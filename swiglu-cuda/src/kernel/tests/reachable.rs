@@ -186,3 +186,13 @@ pub(super) fn class(kernel: Kernel) -> Kernel {
         other => other,
     }
 }
+
+/// Whether a thinned sweep may leave a kernel to the whole one: a gate function in one more type and arrangement of the
+/// weights in `sm90`, where NVRTC takes two seconds for each.
+pub(super) fn is_one_more(kernel: Kernel) -> bool {
+    let Kernel::Gemm(Gemm { family: Family::Sm90, dtype, b_trans, product, .. }) = kernel else {
+        return false;
+    };
+    let (Product::Gate(gate) | Product::GateGradient(gate)) = product else { return false };
+    gate != GateCode(0) && (dtype == Dtype::F16 || b_trans)
+}
