@@ -21,8 +21,9 @@ const PAIR: u32 = 8;
 const MMA: ComputeCapability = ComputeCapability { major: 8, minor: 0 };
 /// Hopper, whose instructions no later architecture has.
 const SM90: ComputeCapability = ComputeCapability { major: 9, minor: 0 };
-/// Coordinates of TMA are 32-bit with a sign.
-const MAX_COORDINATE: usize = i32::MAX as usize;
+/// Coordinates of TMA are 32-bit with a sign, and the last tile, or the last of a pair, may begin 128 and end 256 past the
+/// end of a matrix.
+const MAX_COORDINATE: usize = i32::MAX as usize - 256;
 /// Operands that L2 (50 MB on an H100) does not hold are copied by pairs of blocks: it supplies 32 bytes a clock to each
 /// multiprocessor that way and 48 without, of which it ran short: 720 and 609 TFLOP/s at 8192, 4096, 14336. Where it
 /// holds them, blocks by themselves start sooner: 394 and 370 at 8192, 256, 1024.
@@ -194,7 +195,7 @@ impl Planner {
         } else if wanted.k == 0 {
             Some("sm90 needs something to sum")
         } else if m.max(n).max(wanted.k) > MAX_COORDINATE {
-            Some("sm90 takes up to 2^31 - 1 rows and columns")
+            Some("sm90 takes up to 2^31 - 257 rows and columns")
         } else if self.forced != Some(Family::Sm90) && !self.occupies(hopper, wanted) {
             Some("tiles of sm90 would leave most multiprocessors idle")
         } else {
@@ -338,7 +339,7 @@ impl Planner {
         } else if inputs(problem) < VECTOR {
             Some("decode needs rows that start at multiples of 16 bytes")
         } else if in_features.max(hidden) > MAX_COORDINATE {
-            Some("decode takes up to 2^31 - 1 rows and columns")
+            Some("decode takes up to 2^31 - 257 rows and columns")
         } else if self.forced.is_none() && problem.options.tile != Tile::Auto {
             Some("decode has no tiles")
         } else if self.forced.is_none() && !self.streams(problem, decode) {
