@@ -113,6 +113,11 @@ impl Element for f32 {
     fn narrow(from: &[f32], to: &mut [Self]) {
         Self::widen(from, to);
     }
+
+    #[inline(always)]
+    fn as_f32(slice: &[Self]) -> Option<&[f32]> {
+        Some(slice)
+    }
 }
 
 impl Element for f16 {
