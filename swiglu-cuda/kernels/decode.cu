@@ -70,43 +70,11 @@ static_assert(ROWS * kSumsPitch * sizeof(float) <= kBarriers, "the sums take the
 __device__ __forceinline__ u32 full(u32 ring, u32 stage) { return ring + kBarriers + stage * 8; }
 __device__ __forceinline__ u32 empty(u32 ring, u32 stage) { return ring + kBarriers + (kStages + stage) * 8; }
 
-// A place in the ring, and how often it was passed.
-struct Cursor {
-    u32 stage = 0;
-    u32 parity = 0;
-
-    __device__ __forceinline__ void advance() {
-        if (++stage == kStages) {
-            stage = 0;
-            parity ^= 1;
-        }
-    }
-};
-
-// Weights are read once and leave L2 first; x, which all blocks read, leaves it last.
-__device__ __forceinline__ u64 evict_first() {
-    u64 policy;
-    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-    return policy;
-}
-
-__device__ __forceinline__ u64 evict_last() {
-    u64 policy;
-    asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
-    return policy;
-}
-
-// load_box under an L2 policy.
-__device__ __forceinline__ void load_box(u32 to, const TensorMap& map, u32 barrier, i32 x, i32 y, u64 policy) {
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
-        " [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(to),
-        "l"(&map), "r"(barrier), "r"(x), "r"(y), "l"(policy)
-        : "memory");
-}
+typedef RingCursor<kStages> Cursor;
 
 // Copies every k block, each into the next stage: gate, up, x.
 __device__ __forceinline__ void produce(const Sm90Params& p, u32 ring, i32 n0, u32 blocks) {
+    // Weights are read once, x by all blocks.
     u64 first = evict_first();
     u64 last = evict_last();
     Cursor cursor;

@@ -58,7 +58,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) swiglu_kernel(const __grid
 #pragma unroll
     for (int i = 0; i < VECTOR; ++i) {
         float dg, du;
+#if DTYPE == F32
         gate_partials(gate[i], up[i], p.alpha, p.limit, dg, du);
+#else
+        // As sm90_cotangents.cuh has it, which does the same: the bits are to be the same.
+        short_gate_partials(gate[i], up[i], p.alpha, p.limit, dg, du);
+#endif
         gate[i] = z[i] * dg;
         up[i] = z[i] * du;
     }

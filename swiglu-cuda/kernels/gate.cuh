@@ -258,29 +258,79 @@ __device__ __forceinline__ float gate_argument(float, float, float) { return 0.0
 // e^80 and its reciprocal are normal numbers. A NaN is not tame.
 __device__ __forceinline__ bool is_tame(float v) { return fabsf(v) <= 80.0f; }
 
-// sigma(v) where v is tame. v * log2(e) is rounded to f32 for ex2, and what that cuts off is multiplied to the result.
-__device__ __forceinline__ float tame_sigma(float v) {
-    constexpr float LOG2_E = 1.44269504f;
-    constexpr float LN2 = 0.69314718f;
-    float y = v * -LOG2_E;
-    float rest = fmaf(y, -LN2, -v);
-    float t, r;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(t) : "f"(y));
-    t = fmaf(t, rest, t);
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(1.0f + t));
-    return r;
-}
+// The logistic function where v is tame: t = e^-v, and r = sigma(v) = 1 / (1 + t), so that 1 - sigma is t * r. v * log2(e)
+// is rounded to f32 for ex2, and what that cuts off is multiplied to the result.
+struct TameLogistic {
+    float t;
+    float r;
+
+    static __device__ __forceinline__ TameLogistic of(float v) {
+        constexpr float LOG2_E = 1.44269504f;
+        constexpr float LN2 = 0.69314718f;
+        float y = v * -LOG2_E;
+        float rest = fmaf(y, -LN2, -v);
+        float t, r;
+        asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(t) : "f"(y));
+        t = fmaf(t, rest, t);
+        asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(1.0f + t));
+        return {t, r};
+    }
+
+    // sigma'(v).
+    __device__ __forceinline__ float slope() const { return t * r * r; }
+
+    // As Logistic::slope_of_product.
+    __device__ __forceinline__ float slope_of_product(float c) const { return r * (1.0f + c * (t * r)); }
+};
 
 // h(g, u) where gate_argument(g) is tame.
 __device__ __forceinline__ float tame_gate_value(float g, float u, float alpha, float limit) {
 #if GATE_FUNCTION == SWIGLU || GATE_FUNCTION == GEGLU_TANH
-    return g * tame_sigma(gate_argument(g, alpha, limit)) * u;
+    return g * TameLogistic::of(gate_argument(g, alpha, limit)).r * u;
 #elif GATE_FUNCTION == GLU
-    return tame_sigma(g) * u;
+    return TameLogistic::of(g).r * u;
 #elif GATE_FUNCTION == SWIGLU_CLAMPED
     float gate = g > limit ? limit : g;
-    return gate * tame_sigma(alpha * gate) * (clamp_up(u, limit) + 1.0f);
+    return gate * TameLogistic::of(alpha * gate).r * (clamp_up(u, limit) + 1.0f);
 #else
     return gate_value(g, u, alpha, limit);
 #endif
+}
+
+// dh/dg and dh/du where gate_argument(g) is tame.
+__device__ __forceinline__ void tame_gate_partials(float g, float u, float alpha, float limit, float& dg, float& du) {
+#if GATE_FUNCTION == SWIGLU
+    TameLogistic s = TameLogistic::of(g);
+    dg = u * s.slope_of_product(g);
+    du = g * s.r;
+#elif GATE_FUNCTION == GEGLU_TANH
+    float v, c;
+    tanh_argument(g, v, c);
+    TameLogistic s = TameLogistic::of(v);
+    dg = u * s.slope_of_product(c);
+    du = g * s.r;
+#elif GATE_FUNCTION == GLU
+    TameLogistic s = TameLogistic::of(g);
+    dg = u * s.slope();
+    du = s.r;
+#elif GATE_FUNCTION == SWIGLU_CLAMPED
+    float gate = g > limit ? limit : g;
+    float v = alpha * gate;
+    TameLogistic s = TameLogistic::of(v);
+    dg = (clamp_up(u, limit) + 1.0f) * s.slope_of_product(v);
+    du = gate * s.r;
+    dg = g > limit ? 0.0f : dg;
+    du = fabsf(u) > limit ? 0.0f : du;
+#else
+    gate_partials(g, u, alpha, limit, dg, du);
+#endif
+}
+
+// dh/dg and dh/du, for results of 16 bits.
+__device__ __forceinline__ void short_gate_partials(float g, float u, float alpha, float limit, float& dg, float& du) {
+    if (is_tame(gate_argument(g, alpha, limit))) {
+        tame_gate_partials(g, u, alpha, limit, dg, du);
+    } else {
+        gate_partials(g, u, alpha, limit, dg, du);
+    }
 }

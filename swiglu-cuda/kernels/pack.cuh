@@ -115,3 +115,14 @@ template <int dtype>
 __device__ __forceinline__ bool aligned(const void* data, i64 stride) {
     return ((reinterpret_cast<u64>(data) | static_cast<u64>(stride) * sizeof(typename Element<dtype>::Bits)) & 15) == 0;
 }
+
+// Two floats of neighbouring columns as 16-bit elements, the first in the low half.
+__device__ __forceinline__ u32 narrow_pair(float first, float second) {
+    u32 word;
+#if DTYPE == F16
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
+#else
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
+#endif
+    return word;
+}

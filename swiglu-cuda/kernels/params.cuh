@@ -15,7 +15,9 @@ struct Output {
 
 // C = A . B, m x k times k x n, in one of three products:
 //
-// STORE          c[i] = a[i] . b[i] for each i < gridDim.z; or, with two segments, c[0] = a[0] . b[0] + a[1] . b[1].
+// STORE          c[i] = a[i] . b[i] for each i < gridDim.z; or, with two segments, c[0] = a[0] . b[0] + a[1] . b[1]. With
+//                FORM_COTANGENTS a[0] and a[1] are pre-activations, and become dz * dh/dg and dz * dh/du before they
+//                are multiplied.
 // GATE           z = h(a[0] . b[0] + bias[0], a[0] . b[1] + bias[1]) into c[0]; both pre-activations into pre where
 //                pre[0].data is not null.
 // GATE_GRADIENT  the same pre-activations, and c[0] = dz * dh/dg, c[1] = dz * dh/du.
@@ -62,6 +64,8 @@ struct Sm90Params {
     // Independent products: c[i] = a[i] . b[i] for each, for STORE.
     u32 products;
     u32 unused;
+    // With FORM_COTANGENTS: zeros, as many as sm90_cotangents.cuh says.
+    u32* progress;
 };
 static_assert(sizeof(Sm90Params) == 1280, "src/params.rs has the same size");
 

@@ -6,6 +6,12 @@
 #define OUT_F32 0
 #endif
 
+// Whether operands A are made of pre-activations first.
+#ifndef FORM_COTANGENTS
+#define FORM_COTANGENTS 0
+#endif
+
+static_assert(FORM_COTANGENTS == 0 || (PRODUCT == STORE && DTYPE != F32), "dX of 16-bit types");
 static_assert(OUT_F32 == 0 || PRODUCT == STORE, "only STORE keeps its sums in f32");
 
 typedef Element<DTYPE> In;

@@ -14,10 +14,11 @@ constexpr u32 kWarpgroup = 128;
 constexpr u32 kConsumers = 2;
 constexpr u32 kThreads = kWarpgroup * (1 + kConsumers);
 
-// Registers of a thread after the copying warpgroup has given most of its own away: of 65,536, 168 for each of 384
-// threads at the start, then 128 * 56 + 256 * 224 = 64,512.
-constexpr u32 kProducerRegisters = 56;
-constexpr u32 kConsumerRegisters = 224;
+// Registers of a thread after the copying warpgroup has given most of its own away: of the 64,512 that 384 threads start
+// with, 168 each, 128 * 56 + 256 * 224; or 128 * 136 + 256 * 184 where that warpgroup does more than copy, and those that
+// multiply have nothing but sums to keep.
+constexpr u32 kProducerRegisters = FORM_COTANGENTS ? 136 : 56;
+constexpr u32 kConsumerRegisters = FORM_COTANGENTS ? 184 : 224;
 
 constexpr u32 kTileM = 64 * kConsumers;
 constexpr u32 kTileN = 256;
@@ -45,6 +46,9 @@ constexpr u32 kOutBytes = kConsumers * kSlots * kBoxBytes;
 // The first and the last k blocks of a tile are multiplied half by half, so that one half's products run while the
 // other half is written to C. Both ends together fill the ring.
 constexpr u32 kEnd = kStages / 2;
+
+// Segments take turns in k blocks, so many at a time: both halves of dAB are needed at the pace at which they are formed.
+constexpr u32 kTurn = 4;
 
 // This many rows of tiles (or of clusters' pairs) sweep n together, to share what they read in L2.
 constexpr u32 kGroup = 8;

@@ -1,19 +1,9 @@
 // From the sums of a warpgroup to C.
 #pragma once
 #include "epilogue.cuh"
+#include "pack.cuh"
 #include "sm90_config.cuh"
 #include "sm90_wgmma.cuh"
-
-// Two floats of neighbouring columns as 16-bit elements, the first in the low half.
-__device__ __forceinline__ u32 pack(float first, float second) {
-    u32 word;
-#if DTYPE == F16
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
-#else
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
-#endif
-    return word;
-}
 
 // What one thread has of 8 columns: two neighbours in one row, and in the row 8 further.
 struct Chunk {
@@ -76,9 +66,9 @@ struct Boxes {
         for (u32 c = 0; c < kBoxColumns / 8; c += 2) {
             Chunk left = chunk(c);
             Chunk right = chunk(c + 1);
-            store_matrices(at + ((c + lane / 16) ^ (row % 8)) * 16, pack(left.top.x, left.top.y),
-                           pack(left.bottom.x, left.bottom.y), pack(right.top.x, right.top.y),
-                           pack(right.bottom.x, right.bottom.y));
+            store_matrices(at + ((c + lane / 16) ^ (row % 8)) * 16, narrow_pair(left.top.x, left.top.y),
+                           narrow_pair(left.bottom.x, left.bottom.y), narrow_pair(right.top.x, right.top.y),
+                           narrow_pair(right.bottom.x, right.bottom.y));
         }
 #endif
     }

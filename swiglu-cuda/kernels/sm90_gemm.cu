@@ -2,11 +2,12 @@
 //
 // Macros: DTYPE (F16 or BF16), A_TRANS, B_TRANS, PRODUCT, GATE_FUNCTION, OUT_F32 (C of STORE is f32), CLUSTER (1 or 2
 // blocks, which share B), C_BOXES (C and pre are written by TMA: their rows start and end at multiples of 16 bytes, and
-// nothing is added), C_VECTOR (dz, and C without C_BOXES, may be accessed two elements at a time).
+// nothing is added), C_VECTOR (dz, and C without C_BOXES, may be accessed two elements at a time), FORM_COTANGENTS (A is
+// formed first, as sm90_cotangents.cuh has it).
 //
 // Data and row strides of A and B are multiples of 16 bytes; m, n and k are free, but not 0: TMA reads zeros outside a
-// matrix and, up to 16 bytes, writes nothing there. The grid is as many blocks as run at once, of kThreads threads; each takes tile after
-// tile. Every map's box is 64 rows of 128 bytes.
+// matrix and, up to 16 bytes, writes nothing there. The grid is as many blocks as run at once, of kThreads threads; each
+// takes tile after tile. Every map's box is 64 rows of 128 bytes.
 //
 // One thread copies k blocks of A and B into a ring of stages. Two warpgroups multiply, 64 rows each; each lets its
 // products of a block run while it waits for the next block, and gives a stage back when they are done. The columns of a
@@ -17,65 +18,10 @@
 //
 // In between they multiply whole tiles: products of 256 columns read A once, where two of 128 columns would read it
 // twice and run into the 128 bytes a clock of shared memory.
+#include "sm90_cotangents.cuh"
 #include "sm90_epilogue.cuh"
 
-// The tile that a block works on.
-struct Tile {
-    u32 product;
-    i32 m0;
-    i32 n0;
-};
-
-// The order of the tiles. `rank` is the block's in its cluster, whose blocks are on neighbouring rows of tiles.
-struct Order {
-    u32 rows;
-    u32 columns;
-    u32 total;
-    u32 rank;
-
-    __device__ __forceinline__ Order(const Sm90Params& p, u32 rank) : rank(rank) {
-        constexpr u32 kRows = kTileM * CLUSTER;
-        rows = static_cast<u32>((p.gemm.m + kRows - 1) / kRows);
-        columns = static_cast<u32>((p.gemm.n + kColumns - 1) / kColumns);
-        total = rows * columns * p.products;
-    }
-
-    __device__ __forceinline__ Tile at(u32 index) const {
-        u32 product = index / (rows * columns);
-        u32 in_product = index - product * rows * columns;
-        u32 first = in_product / (kGroup * columns) * kGroup;
-        u32 in_group = in_product - first * columns;
-        u32 height = rows - first < kGroup ? rows - first : kGroup;
-        u32 row = first + in_group % height;
-        return {product, static_cast<i32>((row * CLUSTER + rank) * kTileM),
-                static_cast<i32>(in_group / height * kColumns)};
-    }
-};
-
-// k blocks of each segment, and how many more there are of zeros, outside the matrices, to make two ends.
-struct Blocks {
-    u32 each;
-    u32 total;
-
-    __device__ __forceinline__ Blocks(const GemmParams& p) {
-        each = static_cast<u32>((p.k + kTileK - 1) / kTileK);
-        total = each * p.segments;
-        if (total < 2 * kEnd) total = 2 * kEnd;
-    }
-};
-
-// A place in the ring, and how often it was passed.
-struct Cursor {
-    u32 stage = 0;
-    u32 parity = 0;
-
-    __device__ __forceinline__ void advance() {
-        if (++stage == kStages) {
-            stage = 0;
-            parity ^= 1;
-        }
-    }
-};
+typedef RingCursor<kStages> Cursor;
 
 // Addresses in shared memory.
 struct Ring {
@@ -132,18 +78,23 @@ __device__ __forceinline__ void produce(const Sm90Params& p, const Ring& ring, c
                                         u32 step) {
     Blocks blocks(p.gemm);
     Cursor cursor;
+#if FORM_COTANGENTS
+    Formed formed(p);
+#endif
     for (u32 index = first; index < order.total; index += step) {
         Tile tile = order.at(index);
-        u32 segment = 0;
-        u32 in_segment = 0;
+        Walk walk;
+#if FORM_COTANGENTS
+        formed.start_tile();
+#endif
         for (u32 block = 0; block < blocks.total; ++block) {
+#if FORM_COTANGENTS
+            formed.wait_for(p.gemm, tile, walk);
+#endif
             wait(ring.empty(cursor.stage), cursor.parity ^ 1);
-            copy_stage(p, ring, cursor.stage, tile, segment, static_cast<i32>(in_segment * kTileK), order.rank);
+            copy_stage(p, ring, cursor.stage, tile, walk.segment, static_cast<i32>(walk.block * kTileK), order.rank);
             cursor.advance();
-            if (++in_segment == blocks.each && segment + 1 < p.gemm.segments) {
-                in_segment = 0;
-                ++segment;
-            }
+            walk.advance(blocks);
         }
     }
 }
@@ -293,6 +244,9 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(kTh
     if (threadIdx.x < kWarpgroup) {
         shrink_registers<kProducerRegisters>();
         if (threadIdx.x == 0) produce(p, ring, order, first, step);
+#if FORM_COTANGENTS
+        if (threadIdx.x >= 32) form(p);
+#endif
     } else {
         grow_registers<kConsumerRegisters>();
         consume(p, ring, order, first, step);

@@ -69,6 +69,20 @@ __device__ __forceinline__ void wait(u32 barrier, u32 parity) {
         : "memory");
 }
 
+// A place in a ring of stages, and how often it was passed.
+template <u32 stages>
+struct RingCursor {
+    u32 stage = 0;
+    u32 parity = 0;
+
+    __device__ __forceinline__ void advance() {
+        if (++stage == stages) {
+            stage = 0;
+            parity ^= 1;
+        }
+    }
+};
+
 __device__ __forceinline__ void prefetch(const TensorMap& map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
@@ -92,6 +106,28 @@ __device__ __forceinline__ void load_box(u32 to, const TensorMap& map, u32 barri
         : "memory");
 }
 
+// What is read once may leave L2 first, and what all blocks read is to leave it last.
+__device__ __forceinline__ u64 evict_first() {
+    u64 policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
+__device__ __forceinline__ u64 evict_last() {
+    u64 policy;
+    asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
+// load_box to this block, under an L2 policy.
+__device__ __forceinline__ void load_box(u32 to, const TensorMap& map, u32 barrier, i32 x, i32 y, u64 policy) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
+        " [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(to),
+        "l"(&map), "r"(barrier), "r"(x), "r"(y), "l"(policy)
+        : "memory");
+}
+
 // Writes a box from shared memory, without what lies outside the matrix, as a group of its own.
 __device__ __forceinline__ void store_box(const TensorMap& map, u32 from, i32 x, i32 y) {
     asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(&map), "r"(from),
@@ -108,6 +144,20 @@ __device__ __forceinline__ void wait_for_reads() {
 
 // What this thread wrote to shared memory is there for TMA, once threads have met.
 __device__ __forceinline__ void fence_for_tma() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// Orders what this thread wrote to memory, or saw written, before what TMA then reads of it.
+__device__ __forceinline__ void fence_for_copies() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
+
+// Adds 1 to a counter of the device. After __threadfence, whoever sees it there sees all that came before that.
+__device__ __forceinline__ void count(u32* counter) {
+    asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+}
+
+__device__ __forceinline__ u32 count_at(const u32* counter) {
+    u32 value;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
+    return value;
+}
 
 // Four 8 x 8 matrices of 16-bit elements: thread t has elements 2 * (t % 4) and the next of row t / 4 of each, and
 // gives the address of row t % 8 of matrix t / 8.

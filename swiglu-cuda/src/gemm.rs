@@ -102,6 +102,8 @@ pub(crate) struct Hopper {
     pub(crate) pairs: bool,
     /// C is written by TMA.
     pub(crate) boxes: bool,
+    /// A is saved pre-activations, and becomes their cotangents first.
+    pub(crate) forms: Option<GateCode>,
 }
 
 /// A kernel of the families `simt`, `mma` and `sm90`.
@@ -140,17 +142,12 @@ impl Gemm {
         m.div_ceil(rows).saturating_mul(n.div_ceil(cols))
     }
 
-    /// Blocks of threads for an m x n product, or for `products` of them where these share a launch's blocks.
+    /// Blocks of `sm90` for `products` m x n products: as many as run at once, or as there are tiles.
     pub(crate) fn blocks(&self, (m, n, products): (u64, u64, u64), facts: &Facts) -> u64 {
-        match self.family {
-            Family::Sm90 => {
-                let cluster = if self.hopper.pairs { 2 } else { 1 };
-                // Clusters that work on tiles, of which they take as many rows as they have blocks.
-                let clusters = self.tiles(m.div_ceil(cluster), n).saturating_mul(products);
-                clusters.min(u64::from(facts.multiprocessors) / cluster) * cluster
-            }
-            _ => self.tiles(m, n),
-        }
+        let cluster = if self.hopper.pairs { 2 } else { 1 };
+        // Clusters take as many rows of tiles as they have blocks.
+        let clusters = self.tiles(m.div_ceil(cluster), n).saturating_mul(products);
+        clusters.min(u64::from(facts.multiprocessors) / cluster) * cluster
     }
 
     /// Threads of a block.

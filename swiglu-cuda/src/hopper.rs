@@ -3,8 +3,9 @@
 use swiglu_core::{Dtype, Result};
 
 use crate::decode::Decode;
+use crate::forming::Progress;
 use crate::gemm::{Gemm, Product};
-use crate::kernel::Kernel;
+use crate::kernel::{Grid, Kernel};
 use crate::params::{GemmParams, Operand, Sm90Params, TensorMap};
 use crate::queue::Call;
 
@@ -42,9 +43,23 @@ const BOX: u32 = 64;
 
 /// Starts `products` products of `sm90`, or one of as many segments as `params` says.
 pub(crate) fn launch(call: &Call<'_>, gemm: Gemm, products: u32, params: &GemmParams) -> Result<()> {
+    start(call, gemm, (products, 0), params)
+}
+
+/// Starts dX of `sm90` whose operand A is formed on the way.
+pub(crate) fn launch_forming(
+    call: &Call<'_>,
+    gemm: Gemm,
+    progress: Progress,
+    params: &GemmParams,
+) -> Result<()> {
+    start(call, gemm, (1, progress.start(call)?), params)
+}
+
+fn start(call: &Call<'_>, gemm: Gemm, (products, progress): (u32, u64), params: &GemmParams) -> Result<()> {
     let (m, n, k) = (params.m as u64, params.n as u64, params.k as u64);
-    let grid = Kernel::Gemm(gemm).grid_of(gemm.blocks((m, n, u64::from(products)), call.facts()));
-    if grid.blocks == 0 {
+    let blocks = gemm.blocks((m, n, u64::from(products)), call.facts());
+    if blocks == 0 {
         return Ok(());
     }
     let shape = |trans: bool, (rows, cols): (u64, u64)| if trans { (cols, rows) } else { (rows, cols) };
@@ -73,8 +88,9 @@ pub(crate) fn launch(call: &Call<'_>, gemm: Gemm, products: u32, params: &GemmPa
         gemm: *params,
         products,
         unused: 0,
+        progress,
     };
-    call.launch(Kernel::Gemm(gemm), grid, &params)
+    call.launch(Kernel::Gemm(gemm), Grid { blocks, depth: 1, threads: gemm.threads() }, &params)
 }
 
 /// Starts a kernel of `decode`: x in one box of rows, weights in boxes of a k block or of a block's columns.

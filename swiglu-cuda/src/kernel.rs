@@ -20,6 +20,8 @@ const HEADERS: &[(&str, &str)] = &[
     ("sm90_ptx.cuh", include_str!("../kernels/sm90_ptx.cuh")),
     ("sm90_wgmma.cuh", include_str!("../kernels/sm90_wgmma.cuh")),
     ("sm90_config.cuh", include_str!("../kernels/sm90_config.cuh")),
+    ("sm90_schedule.cuh", include_str!("../kernels/sm90_schedule.cuh")),
+    ("sm90_cotangents.cuh", include_str!("../kernels/sm90_cotangents.cuh")),
     ("sm90_epilogue.cuh", include_str!("../kernels/sm90_epilogue.cuh")),
     ("mma_config.cuh", include_str!("../kernels/mma_config.cuh")),
     ("mma_tile.cuh", include_str!("../kernels/mma_tile.cuh")),
@@ -241,15 +243,6 @@ impl Kernel {
         Grid { blocks, depth: 1, threads }
     }
 
-    /// This many blocks of threads.
-    pub(crate) fn grid_of(&self, blocks: u64) -> Grid {
-        let threads = match self {
-            Kernel::Gemm(gemm) => gemm.threads(),
-            _ => THREADS,
-        };
-        Grid { blocks, depth: 1, threads }
-    }
-
     /// Bytes of dynamic shared memory of a block.
     pub(crate) fn shared_bytes(&self, facts: &Facts) -> u32 {
         match self {
@@ -268,7 +261,7 @@ impl Kernel {
 
 fn gemm_defines(gemm: &Gemm, facts: &Facts) -> Defines {
     let (product, gate, out) = match gemm.product {
-        Product::Store { out } => (0, 0, out),
+        Product::Store { out } => (0, gemm.hopper.forms.map_or(0, |gate| gate.0), out),
         Product::Gate(gate) => (1, gate.0, gemm.dtype),
         Product::GateGradient(gate) => (2, gate.0, gemm.dtype),
     };
@@ -284,7 +277,8 @@ fn gemm_defines(gemm: &Gemm, facts: &Facts) -> Defines {
     match gemm.family {
         Family::Sm90 => defines
             .with("CLUSTER", if gemm.hopper.pairs { 2 } else { 1 })
-            .with("C_BOXES", i64::from(gemm.hopper.boxes)),
+            .with("C_BOXES", i64::from(gemm.hopper.boxes))
+            .with("FORM_COTANGENTS", i64::from(gemm.hopper.forms.is_some())),
         Family::Mma => defines
             .with("BLOCK", edge)
             .with("TF32", i64::from(gemm.tf32))

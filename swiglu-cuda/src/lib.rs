@@ -59,6 +59,7 @@ mod device;
 #[allow(unsafe_code, reason = "calls into the driver library; everything above it is safe")]
 mod driver;
 mod error;
+mod forming;
 mod gemm;
 mod health;
 mod hopper;

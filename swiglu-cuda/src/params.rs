@@ -70,6 +70,7 @@ pub(crate) struct Sm90Params {
     pub(crate) gemm: GemmParams,
     pub(crate) products: u32,
     pub(crate) unused: u32,
+    pub(crate) progress: u64,
 }
 
 /// Twin of `GateParams`.

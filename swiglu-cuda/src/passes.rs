@@ -1,7 +1,7 @@
 //! The op's two passes, enqueued.
 
 use swiglu_core::ops::{Backward, Forward};
-use swiglu_core::{Dims, Dtype, Element, Halves, Orientation, Out, Result, Target, Weights};
+use swiglu_core::{Dims, Dtype, Element, Halves, MatMut, Orientation, Out, Result, Target, Weights};
 
 use crate::gemm::{Family, Gemm};
 use crate::hopper;
@@ -87,6 +87,12 @@ struct Dab {
 }
 
 impl Dab {
+    /// Where the pre-activations are.
+    fn in_place<T: Element>(pre: MatMut<'_, T, CudaMemory>, hidden: usize) -> Result<Self> {
+        let (gate, up) = pre.split_cols(hidden)?;
+        Ok(Self { gate: Operand::write(&gate), up: Operand::write(&up) })
+    }
+
     /// In the workspace.
     fn in_rooms(call: &Call<'_>, rooms: [Room; 2]) -> Result<Self> {
         for room in rooms {
@@ -117,8 +123,7 @@ pub(crate) fn backward<T: Element>(
             dab
         }
         (Cotangents::Saved { gate, to }, Some(pre)) => {
-            let (pre_gate, pre_up) = pre.split_cols(hidden)?;
-            let pre = Dab { gate: Operand::write(&pre_gate), up: Operand::write(&pre_up) };
+            let pre = Dab::in_place(pre, hidden)?;
             let dab = to.map_or(Ok(pre), |rooms| Dab::in_rooms(&call, rooms))?;
             let (_, alpha, limit) = gate_code(w.function())?;
             let params = GateParams {
@@ -140,8 +145,9 @@ pub(crate) fn backward<T: Element>(
             )?;
             dab
         }
+        (Cotangents::Formed { .. }, Some(pre)) => Dab::in_place(pre, hidden)?,
         // The plan follows from the same `pre`.
-        (Cotangents::Saved { .. }, None) => return Ok(()),
+        (Cotangents::Saved { .. } | Cotangents::Formed { .. }, None) => return Ok(()),
     };
     if let (Some(gemm), Some(Out { to, add })) = (plan.dx, dx) {
         let params = GemmParams {
@@ -155,7 +161,14 @@ pub(crate) fn backward<T: Element>(
             add: u32::from(add),
             ..GemmParams::default()
         };
-        launch_gemm(&call, gemm, &params)?;
+        match plan.cotangents {
+            Cotangents::Formed { progress } => {
+                let (_, alpha, limit) = gate_code(w.function())?;
+                let params = GemmParams { dz: Operand::read(dz), alpha, limit, ..params };
+                hopper::launch_forming(&call, gemm, progress, &params)?;
+            }
+            Cotangents::Saved { .. } | Cotangents::Recomputed { .. } => launch_gemm(&call, gemm, &params)?,
+        }
     }
     if let (Some(gemm), Some(dwf)) = (plan.dwf, dwf) {
         launch_gemm(&call, gemm, &weight_gradient(w.orientation(), (batch, x_operand), dab, dwf))?;

@@ -243,21 +243,21 @@ fn a_tile_that_does_not_fit_becomes_a_smaller_one_and_the_plan_says_so() {
 fn a_backward_of_saved_pre_activations_needs_no_third_product() {
     let problem =
         Problem::dense(backward(true, Dtype::F32), Dtype::Bf16, LARGE, Orientation::InOut, Options::new());
-    let plan =
-        planner(H100, None).describe("test".into(), &problem).unwrap_or_else(|error| panic!("{error}"));
-    let kernels: Vec<_> = plan.launches.iter().filter_map(|launch| launch.split(':').next()).collect();
-    let expected = [
-        "gate-gradient-bf16",
-        "sm90-bf16-nt-128",
-        "sm90-bf16-tn-128",
-        "column-sums-bf16",
-        "column-sums-to-f32",
-    ];
-    assert_eq!(kernels, expected, "{plan}");
-    // Sums of 64 chunks of rows.
-    assert_eq!(plan.workspace_bytes, 64 * 2 * LARGE.hidden * 4);
-    let printed = plan.to_string();
-    assert!(expected.iter().all(|kernel| printed.contains(kernel)), "{printed}");
+    let sums = ["column-sums-bf16", "column-sums-to-f32"];
+    let of_mma = ["gate-gradient-bf16", "mma-bf16-nt-128", "mma-bf16-tn-128", sums[0], sums[1]];
+    let of_sm90 = ["sm90-bf16-nt-128", "sm90-bf16-tn-128", sums[0], sums[1]];
+    // Sums of 64 chunks of rows; and counters of what was formed in 64 x 56 rectangles, in whole 128 bytes.
+    let partial = 64 * 2 * LARGE.hidden * 4;
+    let counters = (4 * (2 + 64 * 56usize)).next_multiple_of(128);
+    for (facts, expected, bytes) in [(A100, &of_mma[..], partial), (H100, &of_sm90, counters + partial)] {
+        let plan =
+            planner(facts, None).describe("test".into(), &problem).unwrap_or_else(|error| panic!("{error}"));
+        let kernels: Vec<_> = plan.launches.iter().filter_map(|launch| launch.split(':').next()).collect();
+        assert_eq!(kernels, expected, "{plan}");
+        assert_eq!(plan.workspace_bytes, bytes);
+        let printed = plan.to_string();
+        assert!(expected.iter().all(|kernel| printed.contains(kernel)), "{printed}");
+    }
 }
 
 #[test]
@@ -401,10 +401,10 @@ fn hopper_blocks_are_as_many_as_run_at_once() {
 fn hopper_kernels_follow_from_alignment_and_size() {
     let problem = forward(Dtype::Bf16, LARGE, Options::new());
     let hopper = |problem: &Problem| gemm(planner(H100, None), problem).hopper;
-    assert_eq!(hopper(&problem), Hopper { pairs: true, boxes: true });
+    assert_eq!(hopper(&problem), Hopper { pairs: true, boxes: true, forms: None });
     let mut apart = problem;
     apart.accesses.z.align = 8;
-    assert_eq!(hopper(&apart), Hopper { pairs: true, boxes: false });
+    assert_eq!(hopper(&apart), Hopper { pairs: true, boxes: false, forms: None });
     // Rows of z start at multiples of 16 bytes, and end elsewhere.
     let ragged = Dims { hidden: 14339, ..LARGE };
     assert!(!hopper(&aligned(forward(Dtype::Bf16, ragged, Options::new()), 16)).boxes);
@@ -419,6 +419,33 @@ fn hopper_kernels_follow_from_alignment_and_size() {
             assert_eq!((gemm.family, gemm.hopper.boxes), (Family::Sm90, !add), "{gemm:?}");
         }
     }
+}
+
+/// Saved pre-activations become dAB within dX where most multiprocessors have a tile and everything is in vectors.
+#[test]
+fn hopper_forms_cotangents_on_the_way_to_dx() {
+    let kind = |add| Some(GradientKind { dtype: Dtype::Bf16, add });
+    let forms = |forced, pass, dims, dz| {
+        let mut problem = Problem::dense(pass, Dtype::Bf16, dims, Orientation::InOut, Options::new());
+        problem.accesses.z.align = dz;
+        let plan = planner(H100, forced).backward(&problem).unwrap_or_else(|error| panic!("{error}"));
+        let formed = matches!(plan.cotangents, Cotangents::Formed { .. });
+        assert_eq!(plan.dx.is_some_and(|gemm| gemm.hopper.forms.is_some()), formed, "{plan:?}");
+        assert_eq!(plan.launches(&problem).len(), 3 - usize::from(formed), "{plan:?}");
+        formed
+    };
+    let pass = |saved, add| Pass::Backward { saved, dx: kind(add), dwf: kind(false), dbias: None };
+    // 32 x 4 tiles, and 16 x 3, of which 132 multiprocessors leave most idle.
+    let enough = Dims { batch: 4096, in_features: 1024, hidden: 4096 };
+    let small = Dims { batch: 2048, in_features: 768, hidden: 8192 };
+    assert!(forms(None, pass(true, false), LARGE, 16));
+    assert!(forms(None, pass(true, false), enough, 16));
+    assert!(!forms(None, pass(true, false), small, 16));
+    assert!(forms(Some(Family::Sm90), pass(true, false), small, 16));
+    assert!(!forms(Some(Family::Mma), pass(true, false), LARGE, 16));
+    assert!(!forms(None, pass(true, false), LARGE, 8), "dz is read in vectors");
+    assert!(!forms(None, pass(true, true), LARGE, 16), "what is added to is not written in boxes");
+    assert!(!forms(None, pass(false, false), LARGE, 16), "pre-activations were not saved");
 }
 
 /// What a forward of few rows runs on an H100.

@@ -6,7 +6,7 @@ use swiglu_core::{Dims, Dtype, Gate, GradientKind, Options, Orientation, Pass, P
 
 use crate::decode::Decode;
 use crate::device::Facts;
-use crate::gemm::{Family, GateCode, Gemm, Product, Vectors};
+use crate::gemm::{Family, GateCode, Gemm, Hopper, Product, Vectors};
 use crate::kernel::Kernel;
 use crate::plan::{Cotangents, Matmul, Planner};
 
@@ -117,10 +117,11 @@ fn passes(planner: Planner, asked: &Asked, found: &mut Found) {
         let pass = Pass::Backward { saved, dx: kind(asked.dtype), dwf: kind(dtype), dbias: kind(dtype) };
         let problem = asked.problem(pass, (4096, in_features, 4096));
         let plan = planner.backward(&problem).unwrap_or_else(|error| panic!("{problem:?}: {error}"));
-        found.add(match plan.cotangents {
-            Cotangents::Saved { gate, .. } => Kernel::GateBackward { dtype: asked.dtype, gate },
-            Cotangents::Recomputed { gemm, .. } => Kernel::Gemm(gemm),
-        });
+        match plan.cotangents {
+            Cotangents::Saved { gate, .. } => found.add(Kernel::GateBackward { dtype: asked.dtype, gate }),
+            Cotangents::Recomputed { gemm, .. } => found.add(Kernel::Gemm(gemm)),
+            Cotangents::Formed { .. } => {}
+        }
         plan.dx.into_iter().chain(plan.dwf).for_each(|gemm| found.add(Kernel::Gemm(gemm)));
         if let Some(sums) = plan.sums {
             found.add(Kernel::PartialSums { dtype: sums.dtype });
@@ -175,7 +176,8 @@ pub(super) fn class(kernel: Kernel) -> Kernel {
                 Product::GateGradient(_) => Product::GateGradient(swiglu),
             };
             let vectors = Vectors::default();
-            Kernel::Gemm(Gemm { a_trans: false, b_trans: false, product, vectors, ..gemm })
+            let hopper = Hopper { forms: gemm.hopper.forms.map(|_| swiglu), ..gemm.hopper };
+            Kernel::Gemm(Gemm { a_trans: false, b_trans: false, product, vectors, hopper, ..gemm })
         }
         Kernel::Gemv { dtype, rows, .. } => {
             Kernel::Gemv { dtype, b_trans: false, gate: swiglu, rows, vectors: false }
@@ -190,9 +192,14 @@ pub(super) fn class(kernel: Kernel) -> Kernel {
 /// Whether a thinned sweep may leave a kernel to the whole one: a gate function in one more type and arrangement of the
 /// weights in `sm90`, where NVRTC takes two seconds for each.
 pub(super) fn is_one_more(kernel: Kernel) -> bool {
-    let Kernel::Gemm(Gemm { family: Family::Sm90, dtype, b_trans, product, .. }) = kernel else {
+    let Kernel::Gemm(Gemm { family: Family::Sm90, dtype, b_trans, product, hopper, .. }) = kernel else {
         return false;
     };
-    let (Product::Gate(gate) | Product::GateGradient(gate)) = product else { return false };
-    gate != GateCode(0) && (dtype == Dtype::F16 || b_trans)
+    // [2D, I] weights are transposed in the projections, and not in dX.
+    let (gate, out_in) = match (product, hopper.forms) {
+        (Product::Gate(gate) | Product::GateGradient(gate), _) => (gate, b_trans),
+        (Product::Store { .. }, Some(gate)) => (gate, !b_trans),
+        (Product::Store { .. }, None) => return false,
+    };
+    gate != GateCode(0) && (dtype == Dtype::F16 || out_in)
 }

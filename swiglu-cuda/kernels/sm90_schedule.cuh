@@ -1,0 +1,65 @@
+// What an sm90 block works on, in which order: tiles of C, and blocks of k in each.
+#pragma once
+#include "sm90_config.cuh"
+
+// The tile that a block works on.
+struct Tile {
+    u32 product;
+    i32 m0;
+    i32 n0;
+};
+
+// The order of the tiles. `rank` is the block's in its cluster, whose blocks are on neighbouring rows of tiles.
+struct Order {
+    u32 rows;
+    u32 columns;
+    u32 total;
+    u32 rank;
+
+    __device__ __forceinline__ Order(const Sm90Params& p, u32 rank) : rank(rank) {
+        constexpr u32 kRows = kTileM * CLUSTER;
+        rows = static_cast<u32>((p.gemm.m + kRows - 1) / kRows);
+        columns = static_cast<u32>((p.gemm.n + kColumns - 1) / kColumns);
+        total = rows * columns * p.products;
+    }
+
+    __device__ __forceinline__ Tile at(u32 index) const {
+        u32 product = index / (rows * columns);
+        u32 in_product = index - product * rows * columns;
+        u32 first = in_product / (kGroup * columns) * kGroup;
+        u32 in_group = in_product - first * columns;
+        u32 height = rows - first < kGroup ? rows - first : kGroup;
+        u32 row = first + in_group % height;
+        return {product, static_cast<i32>((row * CLUSTER + rank) * kTileM),
+                static_cast<i32>(in_group / height * kColumns)};
+    }
+};
+
+// k blocks of each segment, and how many more there are of zeros, outside the matrices, to make two ends.
+struct Blocks {
+    u32 each;
+    u32 segments;
+    u32 total;
+
+    __device__ __forceinline__ Blocks(const GemmParams& p) : segments(p.segments) {
+        each = static_cast<u32>((p.k + kTileK - 1) / kTileK);
+        total = each * segments;
+        if (total < 2 * kEnd) total = 2 * kEnd;
+    }
+};
+
+// The order of k blocks: segments take turns, kTurn blocks each.
+struct Walk {
+    u32 segment = 0;
+    u32 block = 0;
+
+    __device__ __forceinline__ void advance(const Blocks& blocks) {
+        ++block;
+        if (block % kTurn != 0 && block != blocks.each) return;
+        if (++segment == blocks.segments) {
+            segment = 0;
+        } else {
+            block = (block - 1) / kTurn * kTurn;
+        }
+    }
+};

@@ -1,0 +1,57 @@
+//! dAB formed out of saved pre-activations by the product that reads it first, in place of a pass of its own: dX of the
+//! family `sm90`.
+
+use swiglu_core::Result;
+
+use crate::arena::Layout;
+use crate::queue::Call;
+
+/// What a warp forms at once, in rows and in columns, and the rows of a tile: `sm90_cotangents.cuh` has the same.
+const ROWS: usize = 16;
+const COLUMNS: usize = 256;
+const TILE_ROWS: usize = 128;
+
+/// The counters by which the blocks of that product tell each other what is formed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Progress {
+    /// In the workspace, in bytes.
+    offset: usize,
+    bytes: usize,
+}
+
+impl Progress {
+    /// For halves of this shape; `None` where there is more to do than a counter of 32 bits can count, with room for
+    /// the claims of those who then find that nothing is left.
+    pub(crate) fn new((rows, cols): (usize, usize), workspace: &mut Layout) -> Option<Self> {
+        let columns = cols.div_ceil(COLUMNS);
+        let units = rows.div_ceil(ROWS).checked_mul(columns)?;
+        if units > u32::MAX as usize / 2 {
+            return None;
+        }
+        // Units claimed, units done, and units done of each rectangle.
+        let bytes = (2 + rows.div_ceil(TILE_ROWS) * columns) * size_of::<u32>();
+        Some(Self { offset: workspace.part(bytes), bytes })
+    }
+
+    /// Sets the counters to zero, in stream order, and says where they are.
+    pub(crate) fn start(&self, call: &Call<'_>) -> Result<u64> {
+        call.clear(self.offset, self.bytes)?;
+        Ok(call.at(self.offset))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_rectangle_has_a_counter() {
+        let mut workspace = Layout::default();
+        let bytes = |shape, workspace: &mut Layout| Progress::new(shape, workspace).map(|it| it.bytes);
+        assert_eq!(bytes((129, 257), &mut workspace), Some(4 * (2 + 2 * 2)));
+        assert_eq!(bytes((8192, 14336), &mut workspace), Some(4 * (2 + 64 * 56)));
+        assert!(workspace.bytes() >= 4 * (6 + 3586));
+        assert_eq!(bytes((usize::MAX, usize::MAX), &mut workspace), None);
+        assert_eq!(bytes((16 << 20, 256 << 20), &mut workspace), None);
+    }
+}
