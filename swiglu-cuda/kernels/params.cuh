@@ -63,8 +63,9 @@ struct Sm90Params {
     GemmParams gemm;
     // Independent products: c[i] = a[i] . b[i] for each, for STORE.
     u32 products;
-    u32 unused;
-    // With FORM_COTANGENTS: zeros, as many as sm90_cotangents.cuh says.
+    // With FORM_COTANGENTS: units that all warps form before any multiplies; and zeros, as many as sm90_cotangents.cuh
+    // says.
+    u32 formed_first;
     u32* progress;
 };
 static_assert(sizeof(Sm90Params) == 1280, "src/params.rs has the same size");

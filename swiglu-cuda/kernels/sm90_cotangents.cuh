@@ -151,8 +151,8 @@ __device__ __forceinline__ void form_unit(const GemmParams& p, i64 row0, i64 col
     }
 }
 
-// A warp that forms.
-__device__ __forceinline__ void form(const Sm90Params& p) {
+// A warp that forms, until what it claims is not among the first `limit` units.
+__device__ __forceinline__ void form(const Sm90Params& p, u32 limit) {
     Cotangents cotangents(p);
     u32 lane = threadIdx.x % 32;
     u32 units = cotangents.units();
@@ -162,7 +162,8 @@ __device__ __forceinline__ void form(const Sm90Params& p) {
         u32 unit = __shfl_sync(~0u, next, 0);
         if (unit >= units) return;
         // Answered while the unit is worked on.
-        next = claim();
+        bool more = unit < limit;
+        if (more) next = claim();
         u32 band, column;
         cotangents.place(unit, band, column);
         i64 at = static_cast<i64>(column) * kFormColumns + lane * 8;
@@ -175,6 +176,7 @@ __device__ __forceinline__ void form(const Sm90Params& p) {
             count(cotangents.done_of(band * kFormRows / kTileM, column));
             count(cotangents.done());
         }
+        if (!more) return;
     }
 }
 

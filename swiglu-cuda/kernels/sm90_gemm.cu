@@ -245,10 +245,13 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(kTh
         shrink_registers<kProducerRegisters>();
         if (threadIdx.x == 0) produce(p, ring, order, first, step);
 #if FORM_COTANGENTS
-        if (threadIdx.x >= 32) form(p);
+        if (threadIdx.x >= 32) form(p, ~0u);
 #endif
     } else {
         grow_registers<kConsumerRegisters>();
+#if FORM_COTANGENTS
+        if (p.formed_first > 0) form(p, p.formed_first);
+#endif
         consume(p, ring, order, first, step);
     }
     // No block ends while another may still write to its shared memory.

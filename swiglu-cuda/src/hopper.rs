@@ -43,7 +43,7 @@ const BOX: u32 = 64;
 
 /// Starts `products` products of `sm90`, or one of as many segments as `params` says.
 pub(crate) fn launch(call: &Call<'_>, gemm: Gemm, products: u32, params: &GemmParams) -> Result<()> {
-    start(call, gemm, (products, 0), params)
+    start(call, gemm, Sm90Params { products, gemm: *params, ..Sm90Params::default() })
 }
 
 /// Starts dX of `sm90` whose operand A is formed on the way.
@@ -53,12 +53,16 @@ pub(crate) fn launch_forming(
     progress: Progress,
     params: &GemmParams,
 ) -> Result<()> {
-    start(call, gemm, (1, progress.start(call)?), params)
+    let (formed_first, progress) = (progress.units_first, progress.start(call)?);
+    let params = Sm90Params { products: 1, formed_first, progress, gemm: *params, ..Sm90Params::default() };
+    start(call, gemm, params)
 }
 
-fn start(call: &Call<'_>, gemm: Gemm, (products, progress): (u32, u64), params: &GemmParams) -> Result<()> {
+/// Starts what is asked for, whose maps are not made yet.
+fn start(call: &Call<'_>, gemm: Gemm, asked: Sm90Params) -> Result<()> {
+    let params = &asked.gemm;
     let (m, n, k) = (params.m as u64, params.n as u64, params.k as u64);
-    let blocks = gemm.blocks((m, n, u64::from(products)), call.facts());
+    let blocks = gemm.blocks((m, n, u64::from(asked.products)), call.facts());
     if blocks == 0 {
         return Ok(());
     }
@@ -85,10 +89,7 @@ fn start(call: &Call<'_>, gemm: Gemm, (products, progress): (u32, u64), params: 
         b: maps(params.b, gemm.dtype, shape(gemm.b_trans, (k, n)))?,
         c: outputs(params.c)?,
         pre: outputs(params.pre)?,
-        gemm: *params,
-        products,
-        unused: 0,
-        progress,
+        ..asked
     };
     call.launch(Kernel::Gemm(gemm), Grid { blocks, depth: 1, threads: gemm.threads() }, &params)
 }

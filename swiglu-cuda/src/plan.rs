@@ -7,7 +7,7 @@ use swiglu_core::{
 use crate::arena::Layout;
 use crate::decode::Decode;
 use crate::device::Facts;
-use crate::forming::Progress;
+use crate::forming::{PAYS_FROM, Progress};
 use crate::gemm::{Edge, Family, GateCode, Gemm, Hopper, Product, Vectors};
 use crate::kernel::{Kernel, gate_code};
 use crate::params::{ColumnSumsParams, Operand};
@@ -413,7 +413,7 @@ impl Planner {
         let dx = dx.map(|_| self.gemm(&wanted, &mut notes));
         let (cotangents, dx) = match (cotangents, dx) {
             (Cotangents::Saved { gate, to: None }, Some(gemm)) if self.forms(&gemm, &problem, dab) => {
-                match Progress::new((batch, hidden), &mut workspace) {
+                match Progress::new((batch, hidden), in_features, &mut workspace) {
                     Some(progress) => {
                         let hopper = Hopper { pairs: true, forms: Some(gate), ..gemm.hopper };
                         (Cotangents::Formed { progress }, Some(Gemm { hopper, ..gemm }))
@@ -444,11 +444,13 @@ impl Planner {
     }
 
     /// Whether dX forms the cotangents that it reads, whose rows have this alignment. Each of its blocks forms as much, so
-    /// there have to be enough: 0.156 ms for 0.180 with a pass of its own where 128 of 132 multiprocessors have a tile
-    /// (4096, 1024, 4096), and 0.086 for 0.066 where 24 have one (2048, 768, 2048).
+    /// there have to be enough: with tiles for 24 of 132 multiprocessors it takes 0.073 ms, and 0.065 with a pass of its own
+    /// (2048, 768, 2048).
     fn forms(&self, gemm: &Gemm, problem: &Problem, dab: u32) -> bool {
-        let tiles = gemm.tiles(problem.dims.batch as u64, problem.dims.in_features as u64);
-        let pays = tiles.saturating_mul(4) >= 3 * u64::from(self.facts.multiprocessors) && gemm.hopper.pairs;
+        let Dims { batch, in_features, .. } = problem.dims;
+        let tiles = gemm.tiles(batch as u64, in_features as u64);
+        let occupied = tiles.saturating_mul(4) >= 3 * u64::from(self.facts.multiprocessors);
+        let pays = occupied && in_features >= PAYS_FROM && gemm.hopper.pairs;
         gemm.family == Family::Sm90
             && gemm.hopper.boxes
             && dab.min(problem.accesses.z.align) >= VECTOR
