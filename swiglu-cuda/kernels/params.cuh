@@ -63,7 +63,8 @@ struct Sm90Params {
     GemmParams gemm;
     // Independent products: c[i] = a[i] . b[i] for each, for STORE.
     u32 products;
-    u32 unused;
+    // Rows of tiles (or of clusters' pairs) that sweep n together, to share what they read in L2. Sums do not depend on it.
+    u32 group;
     // With FORM_COTANGENTS: zeros, as many as sm90_cotangents.cuh says.
     u32* progress;
 };

@@ -104,6 +104,14 @@ pub(crate) struct Hopper {
     pub(crate) boxes: bool,
     /// A is saved pre-activations, and becomes their cotangents first.
     pub(crate) forms: Option<GateCode>,
+    /// Rows of tiles, or of pairs of them, that sweep the columns together, to share what they read in L2. An argument
+    /// of a launch, and no part of a kernel that is compiled.
+    pub(crate) group: u32,
+}
+
+impl Hopper {
+    /// Unless something else was measured to be faster.
+    pub(crate) const GROUP: u32 = 8;
 }
 
 /// A kernel of the families `simt`, `mma` and `sm90`.
@@ -124,6 +132,11 @@ pub(crate) struct Gemm {
 }
 
 impl Gemm {
+    /// Without what is no part of the kernel that is compiled.
+    pub(crate) fn compiled(self) -> Self {
+        Self { hopper: Hopper { group: 0, ..self.hopper }, ..self }
+    }
+
     /// Rows and columns of C that a block of threads computes; columns of one half in paired products.
     pub(crate) fn tile(&self) -> (u64, u64) {
         let edge = self.edge.len();

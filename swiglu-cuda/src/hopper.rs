@@ -58,6 +58,7 @@ pub(crate) fn launch_forming(
 
 fn start(call: &Call<'_>, gemm: Gemm, (products, progress): (u32, u64), params: &GemmParams) -> Result<()> {
     let (m, n, k) = (params.m as u64, params.n as u64, params.k as u64);
+    let kernel = Kernel::Gemm(gemm.compiled());
     let blocks = gemm.blocks((m, n, u64::from(products)), call.facts());
     if blocks == 0 {
         return Ok(());
@@ -87,10 +88,10 @@ fn start(call: &Call<'_>, gemm: Gemm, (products, progress): (u32, u64), params: 
         pre: outputs(params.pre)?,
         gemm: *params,
         products,
-        unused: 0,
+        group: gemm.hopper.group,
         progress,
     };
-    call.launch(Kernel::Gemm(gemm), Grid { blocks, depth: 1, threads: gemm.threads() }, &params)
+    call.launch(kernel, Grid { blocks, depth: 1, threads: gemm.threads() }, &params)
 }
 
 /// Starts a kernel of `decode`: x in one box of rows, weights in boxes of a k block or of a block's columns.

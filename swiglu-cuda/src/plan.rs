@@ -76,7 +76,12 @@ impl Wanted {
         // TMA leaves out what is beside a matrix in whole vectors only: the rest of one is overwritten with zeros.
         let whole = n.is_multiple_of(VECTOR as usize / out.bytes());
         let boxes = whole && self.outputs >= VECTOR && !self.add;
-        Hopper { pairs: bytes > PAIRS_FROM_BYTES || !self.several(boxes), boxes, forms: None }
+        Hopper {
+            pairs: bytes > PAIRS_FROM_BYTES || !self.several(boxes),
+            boxes,
+            group: Hopper::GROUP,
+            forms: None,
+        }
     }
 
     /// Whether there are kernels for pairs of blocks and blocks by themselves, and for outputs in vectors and without.

@@ -401,10 +401,10 @@ fn hopper_blocks_are_as_many_as_run_at_once() {
 fn hopper_kernels_follow_from_alignment_and_size() {
     let problem = forward(Dtype::Bf16, LARGE, Options::new());
     let hopper = |problem: &Problem| gemm(planner(H100, None), problem).hopper;
-    assert_eq!(hopper(&problem), Hopper { pairs: true, boxes: true, forms: None });
+    assert_eq!(hopper(&problem), Hopper { pairs: true, boxes: true, forms: None, group: Hopper::GROUP });
     let mut apart = problem;
     apart.accesses.z.align = 8;
-    assert_eq!(hopper(&apart), Hopper { pairs: true, boxes: false, forms: None });
+    assert_eq!(hopper(&apart), Hopper { pairs: true, boxes: false, forms: None, group: Hopper::GROUP });
     // Rows of z start at multiples of 16 bytes, and end elsewhere.
     let ragged = Dims { hidden: 14339, ..LARGE };
     assert!(!hopper(&aligned(forward(Dtype::Bf16, ragged, Options::new()), 16)).boxes);

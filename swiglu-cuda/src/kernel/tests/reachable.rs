@@ -33,6 +33,10 @@ struct Found {
 
 impl Found {
     fn add(&mut self, kernel: Kernel) {
+        let kernel = match kernel {
+            Kernel::Gemm(gemm) => Kernel::Gemm(gemm.compiled()),
+            other => other,
+        };
         if self.seen.insert(kernel) {
             self.kernels.push(kernel);
         }
