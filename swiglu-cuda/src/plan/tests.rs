@@ -22,8 +22,8 @@ const TURING: Facts = Facts {
 const LARGE: Dims = Dims { batch: 8192, in_features: 4096, hidden: 14336 };
 const SAVE: Pass = Pass::Forward { save: true };
 
-fn planner(facts: Facts, forced: Option<Family>) -> Planner {
-    Planner { facts, forced }
+fn planner(facts: Facts, forced: Option<Family>) -> Planner<'static> {
+    Planner { facts, forced, choices: None }
 }
 
 fn forward(dtype: Dtype, dims: Dims, options: Options) -> Problem {
@@ -42,13 +42,13 @@ fn aligned(mut problem: Problem, bytes: u32) -> Problem {
 }
 
 /// The kernel of a forward as it names itself, and what is said about it.
-fn chosen(planner: Planner, problem: &Problem) -> (String, Vec<String>) {
+fn chosen(planner: Planner<'_>, problem: &Problem) -> (String, Vec<String>) {
     let plan = planner.describe("test".into(), problem).unwrap_or_else(|error| panic!("{error}"));
     let [launch] = plan.launches.as_slice() else { panic!("a forward is one launch: {plan}") };
     (launch.split(':').next().unwrap_or_default().to_owned(), plan.notes)
 }
 
-fn gemm(planner: Planner, problem: &Problem) -> Gemm {
+fn gemm(planner: Planner<'_>, problem: &Problem) -> Gemm {
     match planner.forward(problem, true).map(|plan| plan.kernel) {
         Ok(Kernel::Gemm(gemm)) => gemm,
         other => panic!("{other:?}"),
