@@ -17,6 +17,8 @@ const MOST: usize = 8;
 /// 1.6 GHz for 132 of them. Ratios of candidates depend little on either.
 const L2_RATE: f64 = 46.6;
 const MEMORY_RATE: f64 = 14.2;
+/// What an H100's L2 holds, less what the other operand passes through.
+const L2_BYTES: f64 = 40e6;
 
 /// Multiply-adds a clock of a multiprocessor.
 fn rate(gemm: &Gemm) -> f64 {
@@ -73,10 +75,12 @@ fn gemm_clocks(gemm: &Gemm, (m, n, k): (f64, f64, f64), facts: &Facts) -> (f64, 
     let waves = (high * wide / at_once).ceil();
     let products = rows * cols * halves * k / rate(gemm);
     let copies = (rows + cols * halves / cluster) * row_bytes / L2_RATE;
-    // What the tiles of a wave read together: `group` rows of them, and as many columns as make a wave.
+    // B is read once for each group of rows; A once, where L2 holds a group of its rows while they sweep the columns, and
+    // else for each wave.
     let group = f64::from(gemm.hopper.group.max(8)).min(high);
-    let columns = (at_once / group).ceil().min(wide);
-    let bytes = (group * rows * cluster + columns * cols * halves) * row_bytes;
+    let group_bytes = group * rows * cluster * row_bytes;
+    let sweeps = if group_bytes <= L2_BYTES { 1.0 } else { (group * wide / at_once).ceil() };
+    let bytes = (high / group).ceil() * (group_bytes * sweeps + wide * cols * halves * row_bytes);
     let memory = bytes / (MEMORY_RATE * multiprocessors);
-    (waves * products.max(copies).max(memory), waves * memory)
+    ((waves * products.max(copies)).max(memory), memory)
 }

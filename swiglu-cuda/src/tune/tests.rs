@@ -135,9 +135,9 @@ fn the_model_prefers_what_reads_less() {
         candidates.iter().position(|variant| *variant == wanted).unwrap_or(usize::MAX)
     };
     assert_eq!(place(true, 8), 0, "{candidates:?}");
-    assert!(place(true, 16) < place(true, 32), "{candidates:?}");
-    assert!(place(false, 16) < place(false, 4), "{candidates:?}");
-    assert!(place(true, 4) < place(false, 16), "L2 supplies pairs: {candidates:?}");
+    assert!(place(true, 16) < place(true, 32), "L2 holds 4096 rows of 8 KiB, and no 8192: {candidates:?}");
+    assert!(place(false, 32) < place(false, 8), "columns are read less often: {candidates:?}");
+    assert!(place(true, 4) < place(false, 32), "L2 supplies pairs: {candidates:?}");
 }
 
 #[test]

@@ -24,8 +24,7 @@ pub(crate) enum Variant {
     Decode { columns: u32 },
 }
 
-/// Heights of a raster that compete: 8 pairs of tiles read least from memory on 132 multiprocessors, 16 single ones do;
-/// twice and half as many are at most a quarter more.
+/// Heights of a raster that compete: around the two that [`Hopper::group`] has. More rows than there are make one group.
 const GROUPS: [u32; 4] = [4, 8, 16, 32];
 const EDGES: [Edge; 3] = [Edge::E128, Edge::E64, Edge::E32];
 const COLUMNS: [u32; 2] = [128, 64];
