@@ -26,7 +26,7 @@ add() {
 
 executables test --no-run -p swiglu-cuda --test gpu | add
 executables build --release -p mnist --features cuda | add
-executables build --release -p swiglu-cuda --example throughput | add
+executables build --release -p swiglu-cuda --example throughput --example tune | add
 executables build --release -p swiglu-bench-gpu | add
 cp scripts/gpu-run.sh "$out/run.sh"
 

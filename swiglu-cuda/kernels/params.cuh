@@ -63,10 +63,13 @@ struct Sm90Params {
     GemmParams gemm;
     // Independent products: c[i] = a[i] . b[i] for each, for STORE.
     u32 products;
-    // With FORM_COTANGENTS: units that all warps form before any multiplies; and zeros, as many as sm90_cotangents.cuh
-    // says.
-    u32 formed_first;
+    // Rows of tiles (or of clusters' pairs) that sweep n together, to share what they read in L2. Sums do not depend on it.
+    u32 group;
+    // With FORM_COTANGENTS: zeros, as many as sm90_cotangents.cuh says, and units that all warps form before any
+    // multiplies.
     u32* progress;
+    u32 formed_first;
+    u32 unused;
 };
 static_assert(sizeof(Sm90Params) == 1280, "src/params.rs has the same size");
 

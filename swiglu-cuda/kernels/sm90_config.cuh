@@ -49,6 +49,3 @@ constexpr u32 kEnd = kStages / 2;
 
 // Segments take turns in k blocks, so many at a time: both halves of dAB are needed at the pace at which they are formed.
 constexpr u32 kTurn = 4;
-
-// This many rows of tiles (or of clusters' pairs) sweep n together, to share what they read in L2.
-constexpr u32 kGroup = 8;

@@ -14,9 +14,10 @@ struct Order {
     u32 rows;
     u32 columns;
     u32 total;
+    u32 group;
     u32 rank;
 
-    __device__ __forceinline__ Order(const Sm90Params& p, u32 rank) : rank(rank) {
+    __device__ __forceinline__ Order(const Sm90Params& p, u32 rank) : group(p.group), rank(rank) {
         constexpr u32 kRows = kTileM * CLUSTER;
         rows = static_cast<u32>((p.gemm.m + kRows - 1) / kRows);
         columns = static_cast<u32>((p.gemm.n + kColumns - 1) / kColumns);
@@ -26,9 +27,9 @@ struct Order {
     __device__ __forceinline__ Tile at(u32 index) const {
         u32 product = index / (rows * columns);
         u32 in_product = index - product * rows * columns;
-        u32 first = in_product / (kGroup * columns) * kGroup;
+        u32 first = in_product / (group * columns) * group;
         u32 in_group = in_product - first * columns;
-        u32 height = rows - first < kGroup ? rows - first : kGroup;
+        u32 height = rows - first < group ? rows - first : group;
         u32 row = first + in_group % height;
         return {product, static_cast<i32>((row * CLUSTER + rank) * kTileM),
                 static_cast<i32>(in_group / height * kColumns)};

@@ -16,6 +16,7 @@ use crate::launch::{Stream, allocate, retype};
 use crate::memory::{Block, CudaMemory, device_id, stream_id};
 use crate::plan::Planner;
 use crate::queue::Queue;
+use crate::tune::Tuning;
 use crate::{CublasInfo, Preflight, composed, passes, staging};
 
 /// Fused SwiGLU on an NVIDIA GPU: a handle on one device and one stream.
@@ -43,6 +44,7 @@ pub struct Cuda {
     family: Option<Family>,
     /// Whether dense products go through cuBLAS.
     cublas: bool,
+    tuning: Tuning,
 }
 
 impl fmt::Debug for Cuda {
@@ -52,6 +54,7 @@ impl fmt::Debug for Cuda {
             .field("stream", &self.stream())
             .field("family", &self.family)
             .field("cublas", &self.cublas)
+            .field("tuning", &self.tuning)
             .finish_non_exhaustive()
     }
 }
@@ -93,7 +96,8 @@ impl Cuda {
 
     fn with(device: Arc<Device>, stream: Arc<CudaStream>) -> Self {
         let stream = Stream::new(stream, device.health.clone());
-        Self { queue: Arc::new(Queue::new(device, stream)), family: None, cublas: false }
+        let tuning = device.tuner.of_env(device.cache());
+        Self { queue: Arc::new(Queue::new(device, stream)), family: None, cublas: false, tuning }
     }
 
     /// Another stream of the same device: another handle.
@@ -102,7 +106,7 @@ impl Cuda {
     /// [`Error::Device`].
     pub fn new_stream(&self) -> Result<Self> {
         let other = Self::on_new_stream(self.queue.device.clone())?;
-        Ok(Self { family: self.family, cublas: self.cublas, ..other })
+        Ok(Self { family: self.family, cublas: self.cublas, tuning: self.tuning, ..other })
     }
 
     /// With this family of kernels wherever it accepts a problem; where it does not, the plan says why.
@@ -187,8 +191,18 @@ impl Cuda {
         self.cublas
     }
 
-    pub(crate) fn planner(&self) -> Planner {
-        Planner { facts: self.queue.device.facts, forced: self.family }
+    pub(crate) fn tuning(&self) -> Tuning {
+        self.tuning
+    }
+
+    pub(crate) fn set_tuning(&mut self, tuning: Tuning) {
+        self.tuning = tuning;
+    }
+
+    pub(crate) fn planner(&self) -> Planner<'_> {
+        let device = &self.queue.device;
+        let choices = (self.tuning != Tuning::Off).then(|| device.tuner.choices());
+        Planner { facts: device.facts, forced: self.family, choices }
     }
 }
 
@@ -281,7 +295,10 @@ macro_rules! swiglu {
             fn run_forward(&self, call: Checked<Forward<'_, $t, CudaMemory>>) -> Result<()> {
                 let call = call.into_inner();
                 match call.problem.options.route {
-                    Route::Fused => passes::forward(self.queue(), self.planner(), call),
+                    Route::Fused => {
+                        self.tune_first_use(&call.problem)?;
+                        passes::forward(self.queue(), self.planner(), call)
+                    }
                     Route::Composed => composed::forward(self.queue(), call),
                 }
             }
@@ -289,7 +306,10 @@ macro_rules! swiglu {
             fn run_backward(&self, call: Checked<Backward<'_, $t, CudaMemory>>) -> Result<()> {
                 let call = call.into_inner();
                 match call.problem.options.route {
-                    Route::Fused => passes::backward(self.queue(), self.planner(), call),
+                    Route::Fused => {
+                        self.tune_first_use(&call.problem)?;
+                        passes::backward(self.queue(), self.planner(), call)
+                    }
                     Route::Composed => composed::backward(self.queue(), call),
                 }
             }

@@ -1,5 +1,5 @@
-//! Machine code on disk, so that a process need not compile what an earlier one did. Owns where it is kept, and that
-//! no trouble with it is ever an error: what cannot be read is as good as absent, what cannot be written is left.
+//! Machine code on disk, so that a process need not compile what an earlier one did, and beside it what tuning found.
+//! Owns where it is kept, and that no trouble with it is ever an error: what cannot be read is as good as absent, what cannot be written is left.
 //!
 //! A cubin is code. It is taken only from a folder that belongs to this user and that nobody else may write to, and
 //! only if it is, bit for bit, what was stored under the same key. Whoever runs as the same user is trusted.
@@ -51,10 +51,15 @@ impl DiskCache {
 
     /// What was stored under this key; `None` where nothing was, or nothing that can be trusted.
     pub(crate) fn load(&self, key: &Key) -> Option<Vec<u8>> {
-        let found = self.path.as_deref().and_then(|path| self.noted(path, read(path, key)).flatten());
+        let found = self.find(key);
         let count = if found.is_some() { &self.hits } else { &self.misses };
         count.fetch_add(1, Ordering::Relaxed);
         found
+    }
+
+    /// As [`DiskCache::load`], for what is no kernel and does not count as one.
+    pub(crate) fn find(&self, key: &Key) -> Option<Vec<u8>> {
+        self.path.as_deref().and_then(|path| self.noted(path, read(path, key)).flatten())
     }
 
     /// Leaves `body` for later, if that is possible.

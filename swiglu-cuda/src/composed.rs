@@ -173,12 +173,12 @@ fn rounds_before_adding(product: &Product) -> bool {
     product.add && product.kind.out != Dtype::F32
 }
 
-fn planner(call: &Call<'_>) -> Planner {
-    Planner { facts: *call.facts(), forced: None }
+fn planner(call: &Call<'_>) -> Planner<'static> {
+    Planner { facts: *call.facts(), forced: None, choices: None }
 }
 
 /// Enqueues a product by a kernel of this crate.
-pub(crate) fn multiply_by_kernel(call: &Call<'_>, planner: Planner, product: &Product) -> Result<()> {
+pub(crate) fn multiply_by_kernel(call: &Call<'_>, planner: Planner<'_>, product: &Product) -> Result<()> {
     let Product { kind, a, b, c, shape: (m, n, k), add } = *product;
     let gemm = planner.matmul(&Matmul {
         dtype: kind.dtype,

@@ -16,6 +16,7 @@ use crate::health::Health;
 use crate::kernel::Kernel;
 use crate::launch::Function;
 use crate::parking::ParkingLot;
+use crate::tune::Tuner;
 use crate::{ComputeCapability, Preflight, Search};
 
 /// What planning needs to know of a device.
@@ -35,6 +36,7 @@ pub(crate) struct Device {
     pub(crate) health: Arc<Health>,
     compiler: Compiler,
     cache: DiskCache,
+    pub(crate) tuner: Tuner,
     target: Target,
     /// Kernels that were used, ready to be used again.
     loaded: Mutex<HashMap<Kernel, Function>>,
@@ -87,6 +89,7 @@ impl Device {
             .target(facts.capability, found.driver.version)
             .map_err(|reason| unavailable(reason.to_string()))?;
         let cache = DiskCache::from_env();
+        let tuner = Tuner::new(&found, facts, &context);
         Ok(Self {
             found,
             facts,
@@ -94,6 +97,7 @@ impl Device {
             health,
             compiler,
             cache,
+            tuner,
             target,
             loaded: Mutex::default(),
             lots: Mutex::default(),

@@ -62,6 +62,7 @@ pub(crate) fn launch_forming(
 fn start(call: &Call<'_>, gemm: Gemm, asked: Sm90Params) -> Result<()> {
     let params = &asked.gemm;
     let (m, n, k) = (params.m as u64, params.n as u64, params.k as u64);
+    let kernel = Kernel::Gemm(gemm.compiled());
     let blocks = gemm.blocks((m, n, u64::from(asked.products)), call.facts());
     if blocks == 0 {
         return Ok(());
@@ -89,9 +90,10 @@ fn start(call: &Call<'_>, gemm: Gemm, asked: Sm90Params) -> Result<()> {
         b: maps(params.b, gemm.dtype, shape(gemm.b_trans, (k, n)))?,
         c: outputs(params.c)?,
         pre: outputs(params.pre)?,
+        group: gemm.hopper.group,
         ..asked
     };
-    call.launch(Kernel::Gemm(gemm), Grid { blocks, depth: 1, threads: gemm.threads() }, &params)
+    call.launch(kernel, Grid { blocks, depth: 1, threads: gemm.threads() }, &params)
 }
 
 /// Starts a kernel of `decode`: x in one box of rows, weights in boxes of a k block or of a block's columns.

@@ -42,6 +42,12 @@ static ELEMENTWISE: Source = source!("elementwise.cu");
 static LOSS: Source = source!("loss.cu");
 static ADAMW: Source = source!("adamw.cu");
 
+/// Names and texts of what kernels that compete with others are compiled from: see `tune`.
+pub(crate) fn competing_files() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let sources = [&SIMT_GEMM, &MMA_GEMM, &SM90_GEMM, &DECODE];
+    sources.into_iter().map(|source| (source.name, source.text)).chain(HEADERS.iter().copied())
+}
+
 /// A kernel and everything that it is specialised for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kernel {

@@ -27,6 +27,13 @@
 //! `Route::Composed`, and the dense products of [`Cuda::with_cublas`], go through cuBLAS, which is looked for when such a
 //! call first needs it: `SWIGLU_CUBLAS` names the library, else the usual names and toolkits are tried.
 //!
+//! # Tuning
+//!
+//! Shape and alignment choose a kernel by rules. [`Cuda::tune`] measures instead which of the kernels that give the same
+//! bits is fastest for a shape, and keeps that on disk beside the compiled kernels; handles
+//! [with tuning](Cuda::with_tuning) take it, and with [`Tuning::FirstUse`] measure what is not known yet. `SWIGLU_TUNE`
+//! (`1`, `stored`, or `off`, which it is unset) says what new handles do.
+//!
 //! # Streams and graphs
 //!
 //! A call enqueues and returns. Matrices belong to the stream of their handle, and one of another stream is refused. A
@@ -84,6 +91,7 @@ mod realign;
 mod search;
 #[allow(unsafe_code, reason = "page-locked memory; everything above it is safe")]
 mod staging;
+mod tune;
 mod unavailable;
 
 pub use backend::{CacheUse, Cuda};
@@ -96,4 +104,5 @@ pub use gemm::Family;
 pub use loader::Search;
 pub use memory::{Block, CudaMemory, CudaPtr};
 pub use preflight::{ComputeCapability, CudaVersion, GpuInfo, Library, Preflight, preflight, probe};
+pub use tune::{TuneReport, TunedCandidate, TunedProduct, Tuning, TuningUse};
 pub use unavailable::Unavailable;

@@ -59,7 +59,7 @@ fn weight_operands<T: Element>(w: &Weights<'_, T, CudaMemory>) -> [Operand; 2] {
 /// Enqueues a checked forward.
 pub(crate) fn forward<T: Element>(
     queue: &Queue,
-    planner: Planner,
+    planner: Planner<'_>,
     call: Forward<'_, T, CudaMemory>,
 ) -> Result<()> {
     let Forward { problem, x, w, z, pre, .. } = call;
@@ -106,7 +106,7 @@ impl Dab {
 /// Enqueues a checked backward.
 pub(crate) fn backward<T: Element>(
     queue: &Queue,
-    planner: Planner,
+    planner: Planner<'_>,
     call: Backward<'_, T, CudaMemory>,
 ) -> Result<()> {
     let Backward { problem, x, w, dz, pre, dx, dwf, dbias, .. } = call;

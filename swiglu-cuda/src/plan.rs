@@ -12,6 +12,7 @@ use crate::gemm::{Edge, Family, GateCode, Gemm, Hopper, Product, Vectors};
 use crate::kernel::{Kernel, gate_code};
 use crate::params::{ColumnSumsParams, Operand};
 use crate::realign::{Realigned, Room};
+use crate::tune::{Asked, Choices, Told, Variant};
 use crate::{ComputeCapability, composed};
 
 /// Bytes of the widest access, `ld.global.v4`: what vector loads, and `cp.async`, need rows to be aligned to.
@@ -37,10 +38,12 @@ const STREAM_FROM_BYTES: usize = 16 << 20;
 
 /// How a device is to be used.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Planner {
+pub(crate) struct Planner<'c> {
     pub(crate) facts: Facts,
     /// The family to take wherever it accepts the problem.
     pub(crate) forced: Option<Family>,
+    /// What was measured, where that is to count.
+    pub(crate) choices: Option<&'c dyn Choices>,
 }
 
 /// What one product needs to be chosen.
@@ -55,10 +58,13 @@ struct Wanted {
     shape: (usize, usize),
     /// What is summed over, in all segments together.
     k: usize,
+    segments: u32,
     /// Whether C is added to.
     add: bool,
     /// Independent products in one launch.
     depth: u64,
+    /// Whether pre-activations are written besides C.
+    saves: bool,
     /// The least alignment of the rows of A and B.
     inputs: u32,
     /// The least alignment of the rows of everything else.
@@ -76,7 +82,8 @@ impl Wanted {
         // TMA leaves out what is beside a matrix in whole vectors only: the rest of one is overwritten with zeros.
         let whole = n.is_multiple_of(VECTOR as usize / out.bytes());
         let boxes = whole && self.outputs >= VECTOR && !self.add;
-        Hopper { pairs: bytes > PAIRS_FROM_BYTES || !self.several(boxes), boxes, forms: None }
+        let pairs = bytes > PAIRS_FROM_BYTES || !self.several(boxes);
+        Hopper { pairs, boxes, forms: None, group: Hopper::group(pairs) }
     }
 
     /// Whether there are kernels for pairs of blocks and blocks by themselves, and for outputs in vectors and without.
@@ -109,9 +116,38 @@ fn inputs(problem: &Problem) -> u32 {
     accesses.x.align.min(accesses.gate.align).min(accesses.up.align)
 }
 
-impl Planner {
+impl Planner<'_> {
     /// The kernel for a product, and what there is to say about the choice.
     fn gemm(&self, wanted: &Wanted, notes: &mut Vec<String>) -> Gemm {
+        self.tuned(self.analytic(wanted, notes), wanted)
+    }
+
+    /// What was measured to be fastest in place of the analytic choice, if anything was.
+    fn tuned(&self, gemm: Gemm, wanted: &Wanted) -> Gemm {
+        // A tile that was asked for is what is used.
+        if wanted.tile != Tile::Auto {
+            return gemm;
+        }
+        let (m, n) = wanted.shape;
+        let asked = Asked {
+            kernel: Kernel::Gemm(gemm),
+            shape: (m, n, wanted.k),
+            segments: wanted.segments,
+            depth: wanted.depth as u32,
+            saves: wanted.saves,
+            add: wanted.add,
+        };
+        self.chosen(&asked).map_or(gemm, |variant| gemm.with(variant))
+    }
+
+    /// What was measured to be fastest, of a kernel that others compete with.
+    fn chosen(&self, asked: &Asked) -> Option<Variant> {
+        asked.kernel.variant()?;
+        self.choices.and_then(|choices| choices.choose(asked))
+    }
+
+    /// The choice that needs no measurement.
+    fn analytic(&self, wanted: &Wanted, notes: &mut Vec<String>) -> Gemm {
         let tf32 = wanted.dtype == Dtype::F32 && wanted.precision == Precision::Tf32;
         let plain = Gemm {
             family: Family::Simt,
@@ -212,10 +248,12 @@ impl Planner {
         tiles.saturating_mul(4) >= tiles.div_ceil(multiprocessors).saturating_mul(multiprocessors)
     }
 
-    /// The largest tile of which there are enough to occupy every multiprocessor.
+    /// The largest tile of which there are enough to occupy three quarters of the multiprocessors: 128 tiles of 64 on 132
+    /// take 0.041 ms, 512 of 32 take 0.063, and 32 of 128 take 0.083 (dWf of 8192, 256, 1024 in bf16).
     fn filling(&self, mut gemm: Gemm, wanted: &Wanted) -> Gemm {
         let (m, n) = (wanted.shape.0 as u64, wanted.shape.1 as u64);
-        while gemm.tiles(m, n).saturating_mul(wanted.depth) < u64::from(self.facts.multiprocessors) {
+        let enough = 3 * u64::from(self.facts.multiprocessors);
+        while gemm.tiles(m, n).saturating_mul(wanted.depth).saturating_mul(4) < enough {
             match gemm.edge.smaller() {
                 Some(edge) => gemm.edge = edge,
                 None => break,
@@ -256,8 +294,10 @@ impl Planner {
             b_trans: problem.orientation == Orientation::OutIn,
             shape: (*batch, *hidden),
             k: *in_features,
+            segments: 1,
             add: false,
             depth: 1,
+            saves: problem.pass == Pass::Forward { save: true },
             inputs: inputs(problem),
             outputs,
         };
@@ -274,6 +314,7 @@ impl Planner {
         let decode = self.decode(problem, gate);
         let refused = self.refused_by_decode(problem, &decode);
         if automatic && refused.is_none() {
+            let decode = self.tuned_decode(problem, decode);
             return Ok(ForwardPlan { realigned, kernel: Kernel::Decode(decode), workspace_bytes: 0, notes });
         }
         let gemv = automatic && problem.options.tile == Tile::Auto;
@@ -324,6 +365,23 @@ impl Planner {
             rows: Decode::rows_for(problem.dims.batch),
             columns: if enough { 128 } else { 64 },
         }
+    }
+
+    /// The kernel of `decode` for a forward, once it is sure to be one of them.
+    fn tuned_decode(&self, problem: &Problem, decode: Decode) -> Decode {
+        if problem.options.tile != Tile::Auto {
+            return decode;
+        }
+        let Dims { batch, in_features, hidden } = problem.dims;
+        let asked = Asked {
+            kernel: Kernel::Decode(decode),
+            shape: (batch, hidden, in_features),
+            segments: 1,
+            depth: 1,
+            saves: problem.pass == Pass::Forward { save: true },
+            add: false,
+        };
+        self.chosen(&asked).map_or(decode, |variant| decode.with(variant))
     }
 
     /// Why a forward is not one for `decode`.
@@ -405,23 +463,26 @@ impl Planner {
             b_trans: !trans,
             shape: (batch, in_features),
             k: 2 * hidden,
+            segments: 2,
             add: dx.is_some_and(|dx| dx.add),
             depth: 1,
+            saves: false,
             inputs: dab.min(weights),
             outputs: accesses.dx.align,
         };
-        let dx = dx.map(|_| self.gemm(&wanted, &mut notes));
+        let dx = dx.map(|_| self.analytic(&wanted, &mut notes));
         let (cotangents, dx) = match (cotangents, dx) {
             (Cotangents::Saved { gate, to: None }, Some(gemm)) if self.forms(&gemm, &problem, dab) => {
                 match Progress::new((batch, hidden), in_features, &mut workspace) {
                     Some(progress) => {
-                        let hopper = Hopper { pairs: true, forms: Some(gate), ..gemm.hopper };
+                        let (forms, group) = (Some(gate), Hopper::group(true));
+                        let hopper = Hopper { pairs: true, forms, group, ..gemm.hopper };
                         (Cotangents::Formed { progress }, Some(Gemm { hopper, ..gemm }))
                     }
-                    None => (cotangents, dx),
+                    None => (cotangents, Some(self.tuned(gemm, &wanted))),
                 }
             }
-            _ => (cotangents, dx),
+            _ => (cotangents, dx.map(|gemm| self.tuned(gemm, &wanted))),
         };
         let dwf = dwf.map(|GradientKind { dtype: out, add }| {
             let wanted = Wanted {
@@ -430,6 +491,7 @@ impl Planner {
                 b_trans: false,
                 shape: problem.orientation.half_shape(in_features, hidden),
                 k: batch,
+                segments: 1,
                 add,
                 depth: 2,
                 inputs: dab.min(accesses.x.align),
@@ -462,19 +524,22 @@ impl Planner {
         if problem.options.route == Route::Composed {
             return composed::describe(backend, problem, &self.facts);
         }
+        let told = Told::by(self.choices);
+        let planner = Planner { choices: Some(&told), ..*self };
         let (launches, bytes, notes) = match problem.pass {
             Pass::Forward { save } => {
                 let ForwardPlan { kernel, realigned, workspace_bytes, notes } =
-                    self.forward(problem, save)?;
+                    planner.forward(problem, save)?;
                 let last = format!("{kernel}: {} of both projections", problem.gate);
                 (realigned.launches().chain([last]).collect(), workspace_bytes, notes)
             }
             Pass::Backward { .. } => {
-                let plan = self.backward(problem)?;
+                let plan = planner.backward(problem)?;
                 (plan.launches(problem), plan.workspace_bytes, plan.notes)
             }
         };
-        Ok(notes.into_iter().fold(Plan::new(backend, launches, bytes), Plan::note))
+        let notes = notes.into_iter().chain(told.into_notes());
+        Ok(notes.fold(Plan::new(backend, launches, bytes), Plan::note))
     }
 }
 
@@ -593,7 +658,7 @@ pub(crate) struct Matmul {
     pub(crate) outputs: u32,
 }
 
-impl Planner {
+impl Planner<'_> {
     pub(crate) fn matmul(&self, call: &Matmul) -> Gemm {
         let wanted = Wanted {
             dtype: call.dtype,
@@ -604,8 +669,10 @@ impl Planner {
             b_trans: call.b_trans,
             shape: call.shape,
             k: call.k,
+            segments: 1,
             add: call.add,
             depth: 1,
+            saves: false,
             inputs: call.inputs,
             outputs: call.outputs,
         };

@@ -20,25 +20,38 @@ const HEADER: usize = MAGIC.len() + HASH + 8 + HASH;
 const LARGEST_BODY: u64 = 64 << 20;
 pub(super) const LARGEST_ENTRY: u64 = LARGEST_BODY + HEADER as u64;
 
-/// What an entry is called by: a hash of everything that its body depends on.
+/// What an entry is called by: a hash of everything that its body depends on, and what it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Key([u8; HASH]);
+pub(crate) struct Key {
+    hash: [u8; HASH],
+    extension: &'static str,
+}
 
 impl Key {
-    /// Of these parts in this order. The length of each is hashed before it: parts divided elsewhere have another key.
+    /// Of machine code that depends on these parts in this order.
     pub(crate) fn of(parts: &[&str]) -> Self {
+        Self::with_extension(parts, "cubin")
+    }
+
+    /// Of what tuning found, where it depends on these parts in this order.
+    pub(crate) fn of_choices(parts: &[&str]) -> Self {
+        Self::with_extension(parts, "tuned")
+    }
+
+    /// The length of each part is hashed before it: parts divided elsewhere have another key.
+    fn with_extension(parts: &[&str], extension: &'static str) -> Self {
         let mut hash = Sha256::new();
         for part in parts {
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part);
         }
-        Self(hash.finalize().into())
+        Self { hash: hash.finalize().into(), extension }
     }
 
     /// In hexadecimal: no part of a path but a name.
     pub(super) fn file_name(&self) -> String {
-        let digits: String = self.0.iter().map(|byte| format!("{byte:02x}")).collect();
-        digits + ".cubin"
+        let digits: String = self.hash.iter().map(|byte| format!("{byte:02x}")).collect();
+        digits + "." + self.extension
     }
 }
 
@@ -48,7 +61,7 @@ pub(super) fn encode(key: &Key, body: &[u8]) -> Result<Vec<u8>, Trouble> {
         return Err(Trouble::TooLarge { bytes: length, limit: LARGEST_BODY });
     }
     let hash: [u8; HASH] = Sha256::digest(body).into();
-    Ok([&MAGIC[..], &key.0, &length.to_le_bytes(), &hash, body].concat())
+    Ok([&MAGIC[..], &key.hash, &length.to_le_bytes(), &hash, body].concat())
 }
 
 /// The body, if the bytes are what [`encode`] made of it under this key; else what is wrong with them.
@@ -60,7 +73,7 @@ pub(super) fn decode(key: &Key, mut bytes: Vec<u8>) -> Result<Vec<u8>, &'static 
     if magic != MAGIC {
         return Err("not an entry of this version");
     }
-    if stored_key != key.0 {
+    if stored_key != key.hash {
         return Err("stored under another key");
     }
     if length != (body.len() as u64).to_le_bytes() {

@@ -22,8 +22,8 @@ const TURING: Facts = Facts {
 const LARGE: Dims = Dims { batch: 8192, in_features: 4096, hidden: 14336 };
 const SAVE: Pass = Pass::Forward { save: true };
 
-fn planner(facts: Facts, forced: Option<Family>) -> Planner {
-    Planner { facts, forced }
+fn planner(facts: Facts, forced: Option<Family>) -> Planner<'static> {
+    Planner { facts, forced, choices: None }
 }
 
 fn forward(dtype: Dtype, dims: Dims, options: Options) -> Problem {
@@ -42,13 +42,13 @@ fn aligned(mut problem: Problem, bytes: u32) -> Problem {
 }
 
 /// The kernel of a forward as it names itself, and what is said about it.
-fn chosen(planner: Planner, problem: &Problem) -> (String, Vec<String>) {
+fn chosen(planner: Planner<'_>, problem: &Problem) -> (String, Vec<String>) {
     let plan = planner.describe("test".into(), problem).unwrap_or_else(|error| panic!("{error}"));
     let [launch] = plan.launches.as_slice() else { panic!("a forward is one launch: {plan}") };
     (launch.split(':').next().unwrap_or_default().to_owned(), plan.notes)
 }
 
-fn gemm(planner: Planner, problem: &Problem) -> Gemm {
+fn gemm(planner: Planner<'_>, problem: &Problem) -> Gemm {
     match planner.forward(problem, true).map(|plan| plan.kernel) {
         Ok(Kernel::Gemm(gemm)) => gemm,
         other => panic!("{other:?}"),
@@ -195,11 +195,12 @@ fn orientation_is_part_of_the_kernel() {
 }
 
 #[test]
-fn tiles_shrink_until_every_multiprocessor_has_one() {
+fn tiles_shrink_until_most_multiprocessors_have_one() {
     for (batch, hidden, edge) in [
         (8192, 14336, Edge::E128),
-        // 3 x 32 tiles of 128 are fewer than 108, 6 x 64 tiles of 64 are not.
-        (384, 4096, Edge::E64),
+        // 3 x 32 tiles of 128 are at least 81, three quarters of 108; 2 x 32 are fewer, and 4 x 64 of 64 are not.
+        (384, 4096, Edge::E128),
+        (256, 4096, Edge::E64),
         (32, 512, Edge::E32),
     ] {
         let problem = forward(Dtype::Bf16, Dims { batch, in_features: 4096, hidden }, Options::new());
@@ -401,15 +402,16 @@ fn hopper_blocks_are_as_many_as_run_at_once() {
 fn hopper_kernels_follow_from_alignment_and_size() {
     let problem = forward(Dtype::Bf16, LARGE, Options::new());
     let hopper = |problem: &Problem| gemm(planner(H100, None), problem).hopper;
-    assert_eq!(hopper(&problem), Hopper { pairs: true, boxes: true, forms: None });
+    assert_eq!(hopper(&problem), Hopper { pairs: true, boxes: true, forms: None, group: 8 });
     let mut apart = problem;
     apart.accesses.z.align = 8;
-    assert_eq!(hopper(&apart), Hopper { pairs: true, boxes: false, forms: None });
+    assert_eq!(hopper(&apart), Hopper { pairs: true, boxes: false, forms: None, group: 8 });
     // Rows of z start at multiples of 16 bytes, and end elsewhere.
     let ragged = Dims { hidden: 14339, ..LARGE };
     assert!(!hopper(&aligned(forward(Dtype::Bf16, ragged, Options::new()), 16)).boxes);
     let dims = Dims { batch: 8192, in_features: 256, hidden: 1024 };
-    assert!(!hopper(&forward(Dtype::Bf16, dims, Options::new())).pairs);
+    let single = Hopper { pairs: false, boxes: true, forms: None, group: 32 };
+    assert_eq!(hopper(&forward(Dtype::Bf16, dims, Options::new())), single);
     for add in [false, true] {
         let kind = |dtype| Some(GradientKind { dtype, add });
         let pass = Pass::Backward { saved: true, dx: kind(Dtype::Bf16), dwf: kind(Dtype::F32), dbias: None };

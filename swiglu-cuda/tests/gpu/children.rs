@@ -17,12 +17,12 @@ use swiglu_cuda::{CacheUse, Cuda, CudaError, CudaMemory};
 
 /// Names the fault.
 const CHILD: &str = "SWIGLU_FAULT_CHILD";
-const CACHE: &str = "SWIGLU_CUDA_CACHE";
+pub(crate) const CACHE: &str = "SWIGLU_CUDA_CACHE";
 
-type Outcome = Result<(), Failed>;
+pub(crate) type Outcome = Result<(), Failed>;
 
 /// Every child, by name.
-const CHILDREN: [(&str, fn() -> Outcome); 7] = [
+const CHILDREN: [(&str, fn() -> Outcome); 8] = [
     ("hidden", hidden),
     ("full_memory", full_memory),
     ("illegal_address", illegal_address),
@@ -30,6 +30,7 @@ const CHILDREN: [(&str, fn() -> Outcome); 7] = [
     ("forward", forward),
     ("first_call_f32", first_call::<f32>),
     ("first_call_bf16", first_call::<bf16>),
+    ("tuned", crate::tuning::child),
 ];
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -68,9 +69,9 @@ pub(crate) fn child() -> Option<ExitCode> {
 }
 
 /// Runs a child, and gives what it printed.
-fn spawn<V: AsRef<std::ffi::OsStr>>(name: &str, set: &[(&str, V)]) -> Result<String, Failed> {
+pub(crate) fn spawn<V: AsRef<std::ffi::OsStr>>(name: &str, set: &[(&str, V)]) -> Result<String, Failed> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.env(CHILD, name).env_remove("SWIGLU_SYNC");
+    command.env(CHILD, name).env_remove("SWIGLU_SYNC").env_remove("SWIGLU_TUNE");
     for (variable, value) in set {
         command.env(variable, value);
     }
@@ -240,7 +241,7 @@ impl Forward {
 }
 
 /// A folder that nothing is in, and its parent, which goes with it.
-fn fresh() -> Result<(tempfile::TempDir, PathBuf), Failed> {
+pub(crate) fn fresh() -> Result<(tempfile::TempDir, PathBuf), Failed> {
     let parent = tempfile::tempdir()?;
     let folder = parent.path().join("cache");
     Ok((parent, folder))

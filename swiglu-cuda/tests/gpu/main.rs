@@ -7,6 +7,7 @@ mod faults;
 mod large;
 mod sanitize;
 mod streams;
+mod tuning;
 
 use std::process::ExitCode;
 
@@ -69,8 +70,15 @@ fn trials() -> Vec<Trial> {
     let suites = families.into_iter().flat_map(|(module, family)| suite(module, family));
     let unfused = unfused("unfused", |cuda| cuda).chain(unfused("cublas", Cuda::with_cublas));
     let mut trials: Vec<_> = suites.chain(unfused).collect();
-    let others =
-        [cublas::trials, streams::trials, faults::trials, children::trials, sanitize::trials, large::trials];
+    let others = [
+        cublas::trials,
+        streams::trials,
+        tuning::trials,
+        faults::trials,
+        children::trials,
+        sanitize::trials,
+        large::trials,
+    ];
     for others in others {
         trials.extend(others());
     }

@@ -33,6 +33,10 @@ struct Found {
 
 impl Found {
     fn add(&mut self, kernel: Kernel) {
+        let kernel = match kernel {
+            Kernel::Gemm(gemm) => Kernel::Gemm(gemm.compiled()),
+            other => other,
+        };
         if self.seen.insert(kernel) {
             self.kernels.push(kernel);
         }
@@ -43,7 +47,7 @@ impl Found {
 pub(super) fn kernels(facts: Facts) -> Vec<Kernel> {
     let mut found = Found::default();
     for forced in FAMILIES {
-        let planner = Planner { facts, forced };
+        let planner = Planner { facts, forced, choices: None };
         for dtype in DTYPES {
             for (inputs, outputs) in pairs(ALIGNMENTS, ALIGNMENTS) {
                 products(planner, dtype, (inputs, outputs), &mut found);
@@ -60,6 +64,10 @@ pub(super) fn kernels(facts: Facts) -> Vec<Kernel> {
         }
     }
     beside_products(&mut found);
+    // What tuning may put in their place.
+    for kernel in found.kernels.clone() {
+        kernel.variants(&facts).into_iter().for_each(|variant| found.add(kernel.with(variant)));
+    }
     found.kernels
 }
 
@@ -101,7 +109,7 @@ impl Asked {
 }
 
 /// Forward and backward.
-fn passes(planner: Planner, asked: &Asked, found: &mut Found) {
+fn passes(planner: Planner<'_>, asked: &Asked, found: &mut Found) {
     // Columns enough for large blocks of `decode`, and for small ones.
     for ((batch, hidden), save) in pairs(pairs([1, 2, 4, 8, 16, 32, 64, 128, 4096], [4096, 16384]), BOTH) {
         let problem = asked.problem(Pass::Forward { save }, (batch, 4096, hidden));
@@ -131,7 +139,7 @@ fn passes(planner: Planner, asked: &Asked, found: &mut Found) {
 }
 
 /// Products of `Dense`. Their tile follows from their size alone.
-fn products(planner: Planner, dtype: Dtype, (inputs, outputs): (u32, u32), found: &mut Found) {
+fn products(planner: Planner<'_>, dtype: Dtype, (inputs, outputs): (u32, u32), found: &mut Found) {
     let blocks = planner.facts.multiprocessors as usize;
     let shapes = [32, 64, 128].map(|edge| (edge * blocks, edge));
     for (out, shape) in pairs([dtype, Dtype::F32], shapes) {
