@@ -32,7 +32,7 @@ impl Tile {
 /// Precision of `f32` products on CUDA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum Precision {
-    /// `f32` throughout.
+    /// The accuracy and the range of `f32` arithmetic throughout, infinities and subnormals included.
     #[default]
     Strict,
     /// TF32 tensor cores: operands rounded to 11 bits. Never chosen silently. The CPU has none and computes strictly.

@@ -9,6 +9,7 @@
 //   PARTIAL_SUMS     ColumnSumsParams   chunks * ceil(cols / 256)
 //   COLUMN_SUMS      ColumnSumsParams   ceil(cols / 256)
 //   REALIGN          RealignParams      as ADD_BIAS
+//   SPLIT            RealignParams      the same for rows that are filled up to a multiple of 64, and VECTOR of bf16
 //
 // Any address and stride will do: a matrix with 16-byte alignment is seen to at run time.
 #include "gate.cuh"
@@ -21,9 +22,10 @@
 #define PARTIAL_SUMS 3
 #define COLUMN_SUMS 4
 #define REALIGN 5
+#define SPLIT 6
 
 constexpr int THREADS = 256;
-constexpr int VECTOR = 16 / sizeof(Element<DTYPE>::Bits);
+constexpr int VECTOR = 16 / sizeof(Element<PASS == SPLIT ? BF16 : DTYPE>::Bits);
 
 // This thread's VECTOR elements of a rows x cols matrix: false past its end.
 __device__ __forceinline__ bool place(i64 rows, i64 cols, i64& row, i64& column) {
@@ -98,6 +100,56 @@ extern "C" __global__ void __launch_bounds__(THREADS) swiglu_kernel(const __grid
     Pack<DTYPE, VECTOR> pack;
     pack.load(element<DTYPE>(p.from.data, row * p.from.stride + column), p.cols - column, false);
     pack.store(element<DTYPE>(p.to.data, row * p.to.stride + column), VECTOR, true);
+}
+
+#elif PASS == SPLIT
+
+// The nearest bf16; where that would be an infinity, which a finite v is not, the next towards zero.
+__device__ __forceinline__ u16 to_part(float v) {
+    u16 bits = Element<BF16>::narrow(v);
+    return (bits & 0x7fff) == 0x7f80 ? static_cast<u16>(__float_as_uint(v) >> 16) : bits;
+}
+
+// v = parts[0] + 2^-8 parts[1] + 2^-16 parts[2], exactly: a part has 8 bits, and what it leaves is at most half of its
+// last one. The scales hold the rests of small v up: the bits of the least part are multiples of 2^-133, as bf16 has it.
+// The first part is 0 for no v but 0, so that an infinity times it is one; an infinity or a NaN has no others.
+__device__ __forceinline__ void split_parts(float v, u16 (&parts)[3]) {
+    u16 first = to_part(v);
+    if ((first & 0x7fff) == 0 && v != 0.0f) first |= 1;
+    float rest = v - Element<BF16>::widen(first);
+    bool finite = (first & 0x7f80) != 0x7f80;
+    u16 second = to_part(rest * 256.0f);
+    rest -= Element<BF16>::widen(second) * (1.0f / 256);
+    parts[0] = first;
+    parts[1] = finite ? second : 0;
+    parts[2] = finite ? to_part(rest * 65536.0f) : 0;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) swiglu_kernel(const __grid_constant__ RealignParams p) {
+    i64 row, column;
+    // Boxes of 64 rows along k must end in zeros.
+    i64 rows = (p.rows + 63) / 64 * 64;
+    if (!place(rows, p.cols, row, column)) return;
+    i64 count = row < p.rows ? p.cols - column : 0;
+    constexpr int HALF = 16 / sizeof(float);
+    float values[2][HALF];
+    const float* from = static_cast<const float*>(p.from.data) + row * p.from.stride + column;
+    bool whole = aligned<F32>(p.from.data, p.from.stride);
+    read<F32>(values[0], from, count, whole);
+    read<F32>(values[1], from + HALF, count - HALF, whole);
+    u32 words[3][HALF];
+#pragma unroll
+    for (int i = 0; i < VECTOR; i += 2) {
+        u16 low[3], high[3];
+        split_parts(values[i / HALF][i % HALF], low);
+        split_parts(values[i / HALF][i % HALF + 1], high);
+#pragma unroll
+        for (int part = 0; part < 3; ++part) words[part][i / 2] = low[part] | static_cast<u32>(high[part]) << 16;
+    }
+#pragma unroll
+    for (int part = 0; part < 3; ++part) {
+        store_words(element<BF16>(p.to.data, (part * rows + row) * p.to.stride + column), words[part]);
+    }
 }
 
 #elif PASS == PARTIAL_SUMS

@@ -46,6 +46,7 @@ constexpr u32 kOutBytes = kConsumers * kSlots * kBoxBytes;
 // The first and the last k blocks of a tile are multiplied half by half, so that one half's products run while the
 // other half is written to C. Both ends together fill the ring.
 constexpr u32 kEnd = kStages / 2;
+constexpr u32 kLeastBlocks = 2 * kEnd;
 
 // Segments take turns in k blocks, so many at a time: both halves of dAB are needed at the pace at which they are formed.
 constexpr u32 kTurn = 4;

@@ -1,8 +1,8 @@
-// From the sums of a warpgroup to C.
+// From the sums of a warpgroup to C. The file with the kernel's shape comes first.
 #pragma once
 #include "epilogue.cuh"
 #include "pack.cuh"
-#include "sm90_config.cuh"
+#include "sm90_ptx.cuh"
 #include "sm90_wgmma.cuh"
 
 // What one thread has of 8 columns: two neighbours in one row, and in the row 8 further.
@@ -49,7 +49,7 @@ struct Boxes {
     template <class Chunks>
     __device__ __forceinline__ void fill(Chunks chunk) const {
         u32 box = slots + slot * kBoxBytes;
-#if OUT_F32
+#if OUT_F32 || DTYPE == F32
         u32 row = 16 * warp + lane / 4;
         u32 at = box + row * 128 + lane % 2 * 8;
 #pragma unroll
@@ -103,7 +103,12 @@ __device__ __forceinline__ void add_bias(const GemmParams& p, const Place& place
     }
 }
 
-#if PRODUCT == GATE
+#if PRODUCT == GATE && DTYPE == F32
+__device__ __forceinline__ void take_gate(const GemmParams& p, Sums& d) {
+#pragma unroll
+    for (u32 i = 0; i < 32; ++i) d[i] = gate_value(d[i], d[32 + i], p.alpha, p.limit);
+}
+#elif PRODUCT == GATE
 // Gate sums become z, in place. What an element becomes does not depend on the others: only how the warp gets there does.
 __device__ __forceinline__ void take_gate(const GemmParams& p, Sums& d) {
     bool tame = true;
@@ -147,36 +152,33 @@ __device__ __forceinline__ void take_gradients(const GemmParams& p, const Place&
 }
 #endif
 
-// C by TMA, which leaves out what is not in the matrix, in steps of 16 bytes: its rows start and end at multiples.
-__device__ __forceinline__ void write_boxes(const Sm90Params& p, const Place& place, Sums& d, Boxes& boxes) {
-    i64 x = place.column0;
-    i64 y = place.row0;
-#if PRODUCT == STORE
+// Sums of gate, or of up, or of C, to one matrix.
+template <u32 which>
+__device__ __forceinline__ void send_sums(const TensorMap& map, const Place& place, const Sums& d, Boxes& boxes) {
 #pragma unroll
     for (u32 box = 0; box < kHalfColumns / kBoxColumns; ++box) {
-        boxes.fill([&](u32 c) { return sums_of<0>(d, box * (kBoxColumns / 8) + c); });
-        boxes.send(p.c[place.product], x + box * kBoxColumns, y);
+        boxes.fill([&](u32 c) { return sums_of<which>(d, box * (kBoxColumns / 8) + c); });
+        boxes.send(map, place.column0 + box * kBoxColumns, place.row0);
     }
+}
+
+// C by TMA, which leaves out what is not in the matrix, in steps of 16 bytes: its rows start and end at multiples.
+__device__ __forceinline__ void write_boxes(const Sm90Params& p, const Place& place, Sums& d, Boxes& boxes) {
+#if PRODUCT == STORE
+    send_sums<0>(p.c[place.product], place, d, boxes);
 #else
     add_bias(p.gemm, place, d);
-    auto gate = [&](u32 c) { return sums_of<0>(d, c); };
-    auto up = [&](u32 c) { return sums_of<1>(d, c); };
 #if PRODUCT == GATE
     if (p.gemm.pre[0].data != nullptr) {
-        boxes.fill(gate);
-        boxes.send(p.pre[0], x, y);
-        boxes.fill(up);
-        boxes.send(p.pre[1], x, y);
+        send_sums<0>(p.pre[0], place, d, boxes);
+        send_sums<1>(p.pre[1], place, d, boxes);
     }
     take_gate(p.gemm, d);
-    boxes.fill(gate);
-    boxes.send(p.c[0], x, y);
+    send_sums<0>(p.c[0], place, d, boxes);
 #else
     take_gradients(p.gemm, place, d);
-    boxes.fill(gate);
-    boxes.send(p.c[0], x, y);
-    boxes.fill(up);
-    boxes.send(p.c[1], x, y);
+    send_sums<0>(p.c[0], place, d, boxes);
+    send_sums<1>(p.c[1], place, d, boxes);
 #endif
 #endif
 }

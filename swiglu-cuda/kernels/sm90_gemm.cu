@@ -18,6 +18,7 @@
 //
 // In between they multiply whole tiles: products of 256 columns read A once, where two of 128 columns would read it
 // twice and run into the 128 bytes a clock of shared memory.
+#include "sm90_config.cuh"
 #include "sm90_cotangents.cuh"
 #include "sm90_epilogue.cuh"
 

@@ -1,6 +1,7 @@
-// What an sm90 block works on, in which order: tiles of C, and blocks of k in each.
+// What an sm90 block works on, in which order: tiles of C, and blocks of k in each. The file with the kernel's shape comes
+// first.
 #pragma once
-#include "sm90_config.cuh"
+#include "sm90_ptx.cuh"
 
 // The tile that a block works on.
 struct Tile {
@@ -36,7 +37,7 @@ struct Order {
     }
 };
 
-// k blocks of each segment, and how many more there are of zeros, outside the matrices, to make two ends.
+// k blocks of each segment, and how many more there are of zeros, outside the matrices, to make as many as a kernel needs.
 struct Blocks {
     u32 each;
     u32 segments;
@@ -45,7 +46,7 @@ struct Blocks {
     __device__ __forceinline__ Blocks(const GemmParams& p) : segments(p.segments) {
         each = static_cast<u32>((p.k + kTileK - 1) / kTileK);
         total = each * segments;
-        if (total < 2 * kEnd) total = 2 * kEnd;
+        if (total < kLeastBlocks) total = kLeastBlocks;
     }
 };
 

@@ -64,6 +64,14 @@ __device__ __forceinline__ void wait_for_products() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
 }
 
+// Arithmetic on sums stays on its side of this: behind the wait for the products before, and before the fence of those
+// that follow. To the compiler it is no access to memory, so it may move it past both; ptxas then puts in another fence
+// (C7519).
+__device__ __forceinline__ void keep_in_order(Sums& d) {
+#pragma unroll
+    for (u32 i = 0; i < 64; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+
 // Between products of 128 and of 256 columns, when none are pending. It costs nothing: the moves end up as moves to the
 // same register. But ptxas needs to see them: to it, a tuple of 128 registers and two of 64 are different values, and
 // where they follow each other directly it makes room for both, fails, and waits after each product (C7511).

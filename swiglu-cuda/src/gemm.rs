@@ -20,8 +20,8 @@ pub enum Family {
     /// Tensor cores by `mma.sync`, from compute capability 8.0 on: 16-bit types, and f32 as TF32 when asked for.
     /// Rows must start at multiples of 16 bytes.
     Mma,
-    /// Hopper's tensor cores, by `wgmma` and TMA: 16-bit types on compute capability 9.0. Rows must start at multiples
-    /// of 16 bytes.
+    /// Hopper's tensor cores, by `wgmma` and TMA, on compute capability 9.0: 16-bit types whose rows start at multiples
+    /// of 16 bytes; and f32 in f32's accuracy, each element as the sum of three of bf16, which a pass before makes.
     Sm90,
     /// Products of a vector and a matrix, for batches of up to 8 rows.
     Gemv,
@@ -142,14 +142,19 @@ impl Gemm {
         Self { hopper: Hopper { group: 0, ..self.hopper }, ..self }
     }
 
+    /// Whether operands are f32 split into parts of bf16.
+    pub(crate) fn splits(&self) -> bool {
+        self.family == Family::Sm90 && self.dtype == Dtype::F32
+    }
+
     /// Rows and columns of C that a block of threads computes; columns of one half in paired products.
     pub(crate) fn tile(&self) -> (u64, u64) {
         let edge = self.edge.len();
         match (self.family, self.product.is_paired()) {
             // A simt tile holds gate and up columns in its own edge.
             (Family::Simt, true) => (edge, edge / 2),
-            (Family::Sm90, false) => (sm90::ROWS, sm90::COLUMNS),
-            (Family::Sm90, true) => (sm90::ROWS, sm90::COLUMNS / 2),
+            (Family::Sm90, false) => (sm90::ROWS, sm90::columns(self)),
+            (Family::Sm90, true) => (sm90::ROWS, sm90::columns(self) / 2),
             _ => (edge, edge),
         }
     }
@@ -251,14 +256,21 @@ mod mma {
     }
 }
 
-/// What `sm90_config.cuh` has.
+/// What `sm90_config.cuh` has, and `sm90_split_config.cuh`.
 mod sm90 {
+    use super::Gemm;
+
     pub(super) const THREADS: u32 = 3 * 128;
     pub(super) const ROWS: u64 = 128;
+
     /// Of both halves together.
-    pub(super) const COLUMNS: u64 = 256;
-    /// Four stages of 48 KiB, 32 KiB of C, a full and an empty barrier for each stage, and the way to the next KiB.
-    pub(super) const SHARED_BYTES: u32 = 4 * 48 * 1024 + 32 * 1024 + 2 * 4 * 8 + 1024;
+    pub(super) fn columns(gemm: &Gemm) -> u64 {
+        if gemm.splits() { 128 } else { 256 }
+    }
+
+    /// 192 KiB of stages, 32 KiB of C, eight barriers, and the way to the next KiB. Four stages have a full and an empty
+    /// barrier each; two of three parts have a full one and an empty one for each part.
+    pub(super) const SHARED_BYTES: u32 = 192 * 1024 + 32 * 1024 + 8 * 8 + 1024;
 }
 
 impl fmt::Display for Gemm {

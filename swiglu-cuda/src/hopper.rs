@@ -8,6 +8,7 @@ use crate::gemm::{Gemm, Product};
 use crate::kernel::{Grid, Kernel};
 use crate::params::{GemmParams, Operand, Sm90Params, TensorMap};
 use crate::queue::Call;
+use crate::realign::parts;
 
 /// A matrix as TMA sees it, which moves boxes of some rows x 128 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +42,8 @@ impl Boxed {
 /// Rows of every box of `sm90`; elements of a k block of both families.
 const BOX: u32 = 64;
 
-/// Starts `products` products of `sm90`, or one of as many segments as `params` says.
+/// Starts `products` products of `sm90`, or one of as many segments as `params` says. Operands that are split are given
+/// by their parts.
 pub(crate) fn launch(call: &Call<'_>, gemm: Gemm, products: u32, params: &GemmParams) -> Result<()> {
     start(call, gemm, Sm90Params { products, gemm: *params, ..Sm90Params::default() })
 }
@@ -85,9 +87,13 @@ fn start(call: &Call<'_>, gemm: Gemm, asked: Sm90Params) -> Result<()> {
         true => maps(matrices, out, (m, n)),
         false => Ok([TensorMap::default(); 2]),
     };
+    let inputs = |matrices, (rows, cols)| match gemm.splits() {
+        true => maps(matrices, Dtype::Bf16, (parts::COUNT * parts::whole_rows(rows), cols)),
+        false => maps(matrices, gemm.dtype, (rows, cols)),
+    };
     let params = Sm90Params {
-        a: maps(params.a, gemm.dtype, shape(gemm.a_trans, (m, k)))?,
-        b: maps(params.b, gemm.dtype, shape(gemm.b_trans, (k, n)))?,
+        a: inputs(params.a, shape(gemm.a_trans, (m, k)))?,
+        b: inputs(params.b, shape(gemm.b_trans, (k, n)))?,
         c: outputs(params.c)?,
         pre: outputs(params.pre)?,
         group: gemm.hopper.group,

@@ -8,6 +8,7 @@ use crate::compile::{Defines, Source};
 use crate::decode::Decode;
 use crate::device::Facts;
 use crate::gemm::{Family, GateCode, Gemm, Product};
+use crate::realign::parts;
 
 /// Headers that kernels include, by name.
 const HEADERS: &[(&str, &str)] = &[
@@ -20,6 +21,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("sm90_ptx.cuh", include_str!("../kernels/sm90_ptx.cuh")),
     ("sm90_wgmma.cuh", include_str!("../kernels/sm90_wgmma.cuh")),
     ("sm90_config.cuh", include_str!("../kernels/sm90_config.cuh")),
+    ("sm90_split_config.cuh", include_str!("../kernels/sm90_split_config.cuh")),
     ("sm90_schedule.cuh", include_str!("../kernels/sm90_schedule.cuh")),
     ("sm90_cotangents.cuh", include_str!("../kernels/sm90_cotangents.cuh")),
     ("sm90_epilogue.cuh", include_str!("../kernels/sm90_epilogue.cuh")),
@@ -36,6 +38,7 @@ macro_rules! source {
 static SIMT_GEMM: Source = source!("simt_gemm.cu");
 static MMA_GEMM: Source = source!("mma_gemm.cu");
 static SM90_GEMM: Source = source!("sm90_gemm.cu");
+static SM90_SPLIT: Source = source!("sm90_split.cu");
 static GEMV: Source = source!("gemv.cu");
 static DECODE: Source = source!("decode.cu");
 static ELEMENTWISE: Source = source!("elementwise.cu");
@@ -87,6 +90,8 @@ pub(crate) enum Kernel {
         /// Element type.
         dtype: Dtype,
     },
+    /// Three matrices of bf16 for one of f32, whose sum they are.
+    Split,
     /// c += bias.
     AddBias {
         /// Element type.
@@ -155,13 +160,20 @@ impl Kernel {
     pub(crate) fn source(&self) -> &'static Source {
         match self {
             Kernel::Gemm(Gemm { family: Family::Mma, .. }) => &MMA_GEMM,
-            Kernel::Gemm(Gemm { family: Family::Sm90, .. }) => &SM90_GEMM,
+            Kernel::Gemm(gemm @ Gemm { family: Family::Sm90, .. }) => {
+                if gemm.splits() {
+                    &SM90_SPLIT
+                } else {
+                    &SM90_GEMM
+                }
+            }
             Kernel::Gemm(_) => &SIMT_GEMM,
             Kernel::Gemv { .. } => &GEMV,
             Kernel::Decode(_) => &DECODE,
             Kernel::GateForward { .. }
             | Kernel::GateBackward { .. }
             | Kernel::Realign { .. }
+            | Kernel::Split
             | Kernel::AddBias { .. }
             | Kernel::PartialSums { .. }
             | Kernel::TotalSums { .. } => &ELEMENTWISE,
@@ -197,6 +209,7 @@ impl Kernel {
                 .with("DTYPE", dtype_code(dtype))
                 .with("GATE_FUNCTION", i64::from(gate.0)),
             Kernel::Realign { dtype } => Defines::default().with("PASS", 5).with("DTYPE", dtype_code(dtype)),
+            Kernel::Split => Defines::default().with("PASS", 6).with("DTYPE", dtype_code(Dtype::F32)),
             Kernel::AddBias { dtype } => Defines::default().with("PASS", 2).with("DTYPE", dtype_code(dtype)),
             Kernel::PartialSums { dtype } => {
                 Defines::default().with("PASS", 3).with("DTYPE", dtype_code(dtype))
@@ -234,6 +247,10 @@ impl Kernel {
             | Kernel::GateBackward { dtype, .. }
             | Kernel::Realign { dtype }
             | Kernel::AddBias { dtype } => (one_per(vectors(dtype)), THREADS),
+            Kernel::Split => {
+                let vectors = parts::whole_rows(rows).saturating_mul(cols.div_ceil(parts::VECTOR as u64));
+                (one_per(vectors), THREADS)
+            }
             // Rows are the chunks here, and one in the second stage.
             Kernel::PartialSums { .. } | Kernel::TotalSums { .. } => {
                 (rows.saturating_mul(one_per(cols)), THREADS)
@@ -307,6 +324,7 @@ impl fmt::Display for Kernel {
             Kernel::GateForward { dtype, .. } => write!(f, "gate-{dtype}"),
             Kernel::GateBackward { dtype, .. } => write!(f, "gate-gradient-{dtype}"),
             Kernel::Realign { dtype } => write!(f, "realign-{dtype}"),
+            Kernel::Split => f.write_str("split-f32"),
             Kernel::AddBias { dtype } => write!(f, "add-bias-{dtype}"),
             Kernel::PartialSums { dtype } => write!(f, "column-sums-{dtype}"),
             Kernel::TotalSums { out } => write!(f, "column-sums-to-{out}"),

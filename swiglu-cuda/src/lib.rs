@@ -24,6 +24,10 @@
 //! it, and kept on disk (`SWIGLU_CUDA_CACHE`). [`Family`] lists the kinds; the plan of a problem
 //! ([`SwiGLU::plan`](swiglu_core::SwiGLU::plan)) names what runs.
 //!
+//! f32 stays f32 ([`Precision::Strict`](swiglu_core::Precision)): products on the ordinary cores, or, on Hopper where that
+//! takes less time, products on tensor cores of elements in three parts of bf16, which are at least as exact. The parts
+//! take 6 bytes of workspace for each element of an operand; [`Cuda::with_family`] and [`Family::Simt`] do without.
+//!
 //! `Route::Composed`, and the dense products of [`Cuda::with_cublas`], go through cuBLAS, which is looked for when such a
 //! call first needs it: `SWIGLU_CUBLAS` names the library, else the usual names and toolkits are tried.
 //!

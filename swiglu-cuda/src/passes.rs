@@ -113,11 +113,14 @@ pub(crate) fn backward<T: Element>(
     let Dims { batch, in_features, hidden } = problem.dims;
     let plan = planner.backward(&problem)?;
     let call = queue.call(plan.workspace_bytes)?;
-    let (x_operand, weights) = plan.realigned.copy(&call, Operand::read(x), weight_operands(&w))?;
+    let plain = plan.realigned.copy(&call, Operand::read(x), weight_operands(&w))?;
+    let parts = plan.split.projected.copy(&call, plain.0, plain.1)?;
+    let projected = |gemm: Gemm| if gemm.splits() { parts } else { plain };
     let dab = match (plan.cotangents, pre) {
         (Cotangents::Recomputed { gemm, to }, _) => {
             let dab = Dab::in_rooms(&call, to)?;
-            let projection = projection((batch, x_operand), (&w, weights))?;
+            let (x, weights) = projected(gemm);
+            let projection = projection((batch, x), (&w, weights))?;
             let params = GemmParams { c: [dab.gate, dab.up], dz: Operand::read(dz), ..projection };
             launch_gemm(&call, gemm, &params)?;
             dab
@@ -149,10 +152,16 @@ pub(crate) fn backward<T: Element>(
         // The plan follows from the same `pre`.
         (Cotangents::Saved { .. } | Cotangents::Formed { .. }, None) => return Ok(()),
     };
+    let dab_parts = match plan.split.dab {
+        Some([gate, up]) => Dab { gate: gate.fill(&call, dab.gate)?, up: up.fill(&call, dab.up)? },
+        None => dab,
+    };
+    let factor = |gemm: Gemm| if gemm.splits() { dab_parts } else { dab };
     if let (Some(gemm), Some(Out { to, add })) = (plan.dx, dx) {
+        let Dab { gate, up } = factor(gemm);
         let params = GemmParams {
-            a: [dab.gate, dab.up],
-            b: weights,
+            a: [gate, up],
+            b: projected(gemm).1,
             c: [Operand::write(&to), Operand::NONE],
             m: batch as i64,
             n: in_features as i64,
@@ -171,7 +180,8 @@ pub(crate) fn backward<T: Element>(
         }
     }
     if let (Some(gemm), Some(dwf)) = (plan.dwf, dwf) {
-        launch_gemm(&call, gemm, &weight_gradient(w.orientation(), (batch, x_operand), dab, dwf))?;
+        let x = projected(gemm).0;
+        launch_gemm(&call, gemm, &weight_gradient(w.orientation(), (batch, x), factor(gemm), dwf))?;
     }
     if let (Some(sums), Some(dbias)) = (plan.sums, dbias) {
         let (to, add) = destination(&dbias);

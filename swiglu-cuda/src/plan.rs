@@ -26,6 +26,17 @@ const SM90: ComputeCapability = ComputeCapability { major: 9, minor: 0 };
 /// Coordinates of TMA are 32-bit with a sign, and the last tile, or the last of a pair, may begin 128 and end 256 past the
 /// end of a matrix.
 const MAX_COORDINATE: usize = i32::MAX as usize - 256;
+/// Rows of the three parts of an f32 operand lie behind one another.
+const MAX_PART: usize = MAX_COORDINATE / 3 - 64;
+/// What f32 in parts and `simt` do in a second, where tiles fill an H100: 113 to 132 and 37 to 43 TFLOP/s, from
+/// 256, 4096, 11008 to 8192, 4096, 14336.
+const SPLIT_RATE: f64 = 120e12;
+const SIMT_RATE: f64 = 40e12;
+/// The ends of a tile of f32 in parts take as long as this many of k: 107 TFLOP/s at 1024, 784, 2048.
+const SPLIT_ENDS: f64 = 96.0;
+/// Seconds for an element of an operand, of which splitting reads 4 bytes and writes 6; and for the start of three passes.
+const SPLIT_ELEMENT: f64 = 3.5e-12;
+const SPLIT_PASSES: f64 = 12e-6;
 /// Operands that L2 (50 MB on an H100) does not hold are copied by pairs of blocks: it supplies 32 bytes a clock to each
 /// multiprocessor that way and 48 without, of which it ran short: 720 and 609 TFLOP/s at 8192, 4096, 14336. Where it
 /// holds them, blocks by themselves start sooner: 394 and 370 at 8192, 256, 1024.
@@ -69,6 +80,8 @@ struct Wanted {
     inputs: u32,
     /// The least alignment of the rows of everything else.
     outputs: u32,
+    /// Whether there is room for parts of f32 operands.
+    room: bool,
 }
 
 impl Wanted {
@@ -82,8 +95,11 @@ impl Wanted {
         // TMA leaves out what is beside a matrix in whole vectors only: the rest of one is overwritten with zeros.
         let whole = n.is_multiple_of(VECTOR as usize / out.bytes());
         let boxes = whole && self.outputs >= VECTOR && !self.add;
-        let pairs = bytes > PAIRS_FROM_BYTES || !self.several(boxes);
-        Hopper { pairs, boxes, forms: None, group: Hopper::group(pairs) }
+        // What f32 in parts needs of L2 is little for its products: 124 TFLOP/s without pairs and 119 with them. It was measured
+        // with the raster of pairs, 8 rows of tiles.
+        let split = self.dtype == Dtype::F32;
+        let pairs = !split && (bytes > PAIRS_FROM_BYTES || !self.several(boxes));
+        Hopper { pairs, boxes, forms: None, group: Hopper::group(pairs || split) }
     }
 
     /// Whether there are kernels for pairs of blocks and blocks by themselves, and for outputs in vectors and without.
@@ -187,10 +203,10 @@ impl Planner<'_> {
     }
 
     fn family(&self, wanted: &Wanted, tf32: bool, hopper: &Gemm, notes: &mut Vec<String>) -> Family {
-        let on_tensor_cores = wanted.dtype != Dtype::F32 || tf32;
-        let by_mma = if !on_tensor_cores {
-            Some("f32 is multiplied in f32 unless Precision::Tf32 is asked for")
-        } else if self.facts.capability < MMA {
+        if wanted.dtype == Dtype::F32 && !tf32 {
+            return self.strict_family(wanted, hopper, notes);
+        }
+        let by_mma = if self.facts.capability < MMA {
             Some("mma needs compute capability 8.0")
         } else if wanted.inputs < VECTOR {
             Some("mma needs rows that start at multiples of 16 bytes")
@@ -212,29 +228,88 @@ impl Planner<'_> {
                 Family::Simt
             }
             (_, Some(reason), _) => {
-                if on_tensor_cores {
-                    notes.push(format!("simt: {reason}"));
-                }
+                notes.push(format!("simt: {reason}"));
                 Family::Simt
             }
         }
     }
 
+    /// For f32 in f32's accuracy.
+    fn strict_family(&self, wanted: &Wanted, hopper: &Gemm, notes: &mut Vec<String>) -> Family {
+        let refused = match self.forced {
+            Some(Family::Simt) => return Family::Simt,
+            Some(Family::Mma) => Some("f32 is multiplied in f32 unless Precision::Tf32 is asked for"),
+            _ => self.refused_by_split(wanted, hopper),
+        };
+        match (self.forced, refused) {
+            (_, None) => Family::Sm90,
+            (Some(forced @ (Family::Mma | Family::Sm90)), Some(reason)) => {
+                notes.push(format!("simt in place of {forced}: {reason}"));
+                Family::Simt
+            }
+            // What strict f32 is everywhere else: nothing to say.
+            _ => Family::Simt,
+        }
+    }
+
+    /// Why a product of f32 is not one of its parts.
+    fn refused_by_split(&self, wanted: &Wanted, hopper: &Gemm) -> Option<&'static str> {
+        if let Some(reason) = self.refused_by_tiles(wanted, hopper) {
+            return Some(reason);
+        }
+        let (m, n) = wanted.shape;
+        if !wanted.room {
+            Some("sm90 needs room for the parts of f32 operands")
+        } else if m.max(n).max(wanted.k) > MAX_PART {
+            Some("sm90 takes f32 of up to 715 million rows and columns")
+        } else if self.forced != Some(Family::Sm90) && !self.pays_to_split(wanted, hopper) {
+            Some("simt is as fast as splitting f32 first")
+        } else {
+            None
+        }
+    }
+
+    /// Whether products of parts take less time than those of f32, splitting included. A backward splits an operand
+    /// once for two products, which this leaves out.
+    fn pays_to_split(&self, wanted: &Wanted, hopper: &Gemm) -> bool {
+        let (m, n) = wanted.shape;
+        let tiles = hopper.tiles(m as u64, n as u64).saturating_mul(wanted.depth);
+        let multiprocessors = u64::from(self.facts.multiprocessors);
+        let filled = tiles.div_ceil(multiprocessors).saturating_mul(multiprocessors) as f64 / tiles as f64;
+        let columns = if wanted.product.is_paired() { 2.0 * n as f64 } else { n as f64 };
+        let (m, k) = (m as f64, wanted.k as f64);
+        // Of whichever of the products in a launch.
+        let area = m * columns * wanted.depth as f64;
+        let elements = (m + columns * wanted.depth as f64) * k;
+        let split =
+            2.0 * area * (k + SPLIT_ENDS) * filled / SPLIT_RATE + elements * SPLIT_ELEMENT + SPLIT_PASSES;
+        split < 2.0 * area * k / SIMT_RATE
+    }
+
     /// Why a product that `mma` accepts is not one for `sm90`.
     fn refused_by_sm90(&self, wanted: &Wanted, hopper: &Gemm) -> Option<&'static str> {
+        if let Some(reason) = self.refused_by_tiles(wanted, hopper) {
+            Some(reason)
+        } else if wanted.dtype == Dtype::F32 {
+            Some("sm90 does not round f32 to TF32")
+        } else if self.forced != Some(Family::Sm90) && !self.occupies(hopper, wanted) {
+            Some("tiles of sm90 would leave most multiprocessors idle")
+        } else {
+            None
+        }
+    }
+
+    /// Why a product is not one for tiles of `sm90`, of whichever type.
+    fn refused_by_tiles(&self, wanted: &Wanted, hopper: &Gemm) -> Option<&'static str> {
         let (m, n) = wanted.shape;
         if self.facts.capability != SM90 || !hopper.fits(&self.facts) {
             Some("sm90 needs compute capability 9.0")
-        } else if wanted.dtype == Dtype::F32 {
-            Some("sm90 multiplies 16-bit types")
         } else if matches!(wanted.tile, Tile::T32 | Tile::T64) {
             Some("sm90 has tiles of 128 rows")
         } else if wanted.k == 0 {
             Some("sm90 needs something to sum")
         } else if m.max(n).max(wanted.k) > MAX_COORDINATE {
             Some("sm90 takes up to 2^31 - 257 rows and columns")
-        } else if self.forced != Some(Family::Sm90) && !self.occupies(hopper, wanted) {
-            Some("tiles of sm90 would leave most multiprocessors idle")
         } else {
             None
         }
@@ -300,6 +375,7 @@ impl Planner<'_> {
             saves: problem.pass == Pass::Forward { save: true },
             inputs: inputs(problem),
             outputs,
+            room: true,
         };
         self.gemm(&wanted, notes)
     }
@@ -334,6 +410,9 @@ impl Planner<'_> {
             }
             let pre = if save { halves(accesses.pre, hidden, dtype) } else { Access::MAX_ALIGN };
             let gemm = self.projection(&problem, Product::Gate(gate), accesses.z.align.min(pre), &mut notes);
+            if gemm.splits() {
+                realigned = Realigned::parts(&problem, true, true, &mut workspace);
+            }
             (gemm.family, Kernel::Gemm(gemm))
         };
         if let (Some(Family::Decode), Some(reason)) = (self.forced, refused) {
@@ -469,6 +548,7 @@ impl Planner<'_> {
             saves: false,
             inputs: dab.min(weights),
             outputs: accesses.dx.align,
+            room: true,
         };
         let dx = dx.map(|_| self.analytic(&wanted, &mut notes));
         let (cotangents, dx) = match (cotangents, dx) {
@@ -500,9 +580,11 @@ impl Planner<'_> {
             };
             self.gemm(&wanted, &mut notes)
         });
+        let split = SplitOperands::of(&problem, cotangents, (dx, dwf), &mut workspace);
         let sums = dbias
             .map(|GradientKind { dtype: out, .. }| Sums::new(dtype, out, batch, 2 * hidden, &mut workspace));
-        Ok(BackwardPlan { realigned, cotangents, dx, dwf, sums, workspace_bytes: workspace.bytes(), notes })
+        let workspace_bytes = workspace.bytes();
+        Ok(BackwardPlan { realigned, cotangents, split, dx, dwf, sums, workspace_bytes, notes })
     }
 
     /// Whether dX forms the cotangents that it reads, whose rows have this alignment. Each of its blocks forms as much, so
@@ -514,6 +596,7 @@ impl Planner<'_> {
         let occupied = tiles.saturating_mul(4) >= 3 * u64::from(self.facts.multiprocessors);
         let pays = occupied && in_features >= PAYS_FROM && gemm.hopper.pairs;
         gemm.family == Family::Sm90
+            && !gemm.splits()
             && gemm.hopper.boxes
             && dab.min(problem.accesses.z.align) >= VECTOR
             && (pays || self.forced == Some(Family::Sm90))
@@ -561,6 +644,40 @@ pub(crate) enum Cotangents {
     Formed { progress: Progress },
     /// The projections once more, with the gate gradient as their epilogue, into the workspace.
     Recomputed { gemm: Gemm, to: [Room; 2] },
+}
+
+/// Room for the parts of what a backward's products read in parts. Others read the same operands as they are.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct SplitOperands {
+    pub(crate) projected: Realigned,
+    pub(crate) dab: Option<[Room; 2]>,
+}
+
+impl SplitOperands {
+    fn of(
+        problem: &Problem,
+        cotangents: Cotangents,
+        (dx, dwf): (Option<Gemm>, Option<Gemm>),
+        workspace: &mut Layout,
+    ) -> Self {
+        let splits = |gemm: Option<Gemm>| gemm.is_some_and(|gemm| gemm.splits());
+        let again = match cotangents {
+            Cotangents::Recomputed { gemm, .. } => gemm.splits(),
+            Cotangents::Saved { .. } | Cotangents::Formed { .. } => false,
+        };
+        let Dims { batch, hidden, .. } = problem.dims;
+        let (dx, dwf) = (splits(dx), splits(dwf));
+        Self {
+            projected: Realigned::parts(problem, again || dwf, again || dx, workspace),
+            dab: (dx || dwf).then(|| [(); 2].map(|()| Room::parts((batch, hidden), workspace))),
+        }
+    }
+
+    /// The launches before dAB is there, and those after it.
+    fn launches(&self) -> (impl Iterator<Item = String>, impl Iterator<Item = String>) {
+        let dab = self.dab.into_iter().flatten().zip(["dG", "dU"]);
+        (self.projected.launches(), dab.map(|(room, name)| room.launch(name)))
+    }
 }
 
 /// Column sums in two stages: within chunks of rows, and over the chunks. Chunks depend on the number of rows alone.
@@ -613,6 +730,7 @@ impl Sums {
 pub(crate) struct BackwardPlan {
     pub(crate) realigned: Realigned,
     pub(crate) cotangents: Cotangents,
+    pub(crate) split: SplitOperands,
     pub(crate) dx: Option<Gemm>,
     pub(crate) dwf: Option<Gemm>,
     pub(crate) sums: Option<Sums>,
@@ -622,7 +740,8 @@ pub(crate) struct BackwardPlan {
 
 impl BackwardPlan {
     fn launches(&self, problem: &Problem) -> Vec<String> {
-        let mut launches: Vec<_> = self.realigned.launches().collect();
+        let (before, after) = self.split.launches();
+        let mut launches: Vec<_> = self.realigned.launches().chain(before).collect();
         let dx = match self.cotangents {
             Cotangents::Saved { gate, .. } => {
                 let kernel = Kernel::GateBackward { dtype: problem.dtype, gate };
@@ -635,6 +754,7 @@ impl BackwardPlan {
                 "dX"
             }
         };
+        launches.extend(after);
         launches.extend(self.dx.map(|gemm| format!("{gemm}: {dx}")));
         launches.extend(self.dwf.map(|gemm| format!("{gemm}: both halves of dWf")));
         if let Some(sums) = self.sums {
@@ -675,6 +795,7 @@ impl Planner<'_> {
             saves: false,
             inputs: call.inputs,
             outputs: call.outputs,
+            room: false,
         };
         self.gemm(&wanted, &mut Vec::new())
     }

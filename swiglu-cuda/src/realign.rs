@@ -1,4 +1,4 @@
-//! Operands whose rows start where tensor cores cannot read them, copied to where they can.
+//! Operands that tensor cores cannot read, copied as something that they can: rows that start elsewhere, or f32 in parts.
 
 use swiglu_core::{Dtype, Problem, Result};
 
@@ -15,11 +15,38 @@ pub(crate) fn padded(cols: usize, dtype: Dtype) -> usize {
     cols.next_multiple_of(ROW_BYTES / dtype.bytes())
 }
 
+/// f32 as parts of bf16: what `sm90_split.cu` multiplies and the pass `SPLIT` of `elementwise.cu` makes.
+pub(crate) mod parts {
+    /// Parts of an element, each a matrix; they lie behind one another.
+    pub(crate) const COUNT: u64 = 3;
+    /// Elements of a part that a thread of the pass writes at once, in 16 bytes.
+    pub(crate) const VECTOR: usize = 8;
+    /// Rows of a box of TMA.
+    const BOX: u64 = 64;
+
+    /// Rows from one part to the next: whole boxes, the last of which ends in zeros.
+    pub(crate) fn whole_rows(rows: u64) -> u64 {
+        rows.div_ceil(BOX).saturating_mul(BOX)
+    }
+}
+
+/// What a copy of a matrix is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// The same elements.
+    Same,
+    /// Those of f32 in parts.
+    Parts,
+}
+
 /// A matrix in the workspace, with rows at multiples of [`ROW_BYTES`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Room {
+    form: Form,
+    /// Of the matrix, in parts or not.
     rows: usize,
     cols: usize,
+    /// Of the elements here.
     dtype: Dtype,
     /// In bytes.
     pub(crate) offset: usize,
@@ -31,7 +58,29 @@ impl Room {
     pub(crate) fn new((rows, cols): (usize, usize), dtype: Dtype, workspace: &mut Layout) -> Self {
         let stride = padded(cols, dtype);
         let offset = workspace.part(rows.saturating_mul(stride).saturating_mul(dtype.bytes()));
-        Self { rows, cols, dtype, offset, stride }
+        Self { form: Form::Same, rows, cols, dtype, offset, stride }
+    }
+
+    /// For the parts of a matrix of f32.
+    pub(crate) fn parts((rows, cols): (usize, usize), workspace: &mut Layout) -> Self {
+        let all = parts::whole_rows(rows as u64).saturating_mul(parts::COUNT) as usize;
+        Self { form: Form::Parts, rows, ..Self::new((all, cols), Dtype::Bf16, workspace) }
+    }
+
+    fn kernel(&self) -> Kernel {
+        match self.form {
+            Form::Same => Kernel::Realign { dtype: self.dtype },
+            Form::Parts => Kernel::Split,
+        }
+    }
+
+    /// The launch that fills it with a matrix of this name, as a plan lists it.
+    pub(crate) fn launch(&self, name: &str) -> String {
+        let what = match self.form {
+            Form::Same => "rows to 16 bytes",
+            Form::Parts => "in three parts of bf16",
+        };
+        format!("{}: {name}, {what}", self.kernel())
     }
 
     pub(crate) fn operand(&self, call: &Call<'_>) -> Operand {
@@ -47,10 +96,11 @@ impl Room {
         call.clear(self.offset, self.rows * self.stride * self.dtype.bytes())
     }
 
-    fn fill(&self, call: &Call<'_>, from: Operand) -> Result<Operand> {
+    /// Enqueues the copy of a matrix. What comes back is what to read in its place.
+    pub(crate) fn fill(&self, call: &Call<'_>, from: Operand) -> Result<Operand> {
         let to = self.operand(call);
         let params = RealignParams { from, to, rows: self.rows as i64, cols: self.cols as i64 };
-        call.launch_on(Kernel::Realign { dtype: self.dtype }, params.rows, params.cols, &params)?;
+        call.launch_on(self.kernel(), params.rows, params.cols, &params)?;
         Ok(to)
     }
 }
@@ -82,11 +132,21 @@ impl Realigned {
         }
     }
 
+    /// Room for the parts of what products read of x and the weights.
+    pub(crate) fn parts(problem: &Problem, reads_x: bool, reads_w: bool, workspace: &mut Layout) -> Self {
+        let dims = problem.dims;
+        let half = problem.orientation.half_shape(dims.in_features, dims.hidden);
+        let mut room = |reads: bool, shape| reads.then(|| Room::parts(shape, workspace));
+        Self {
+            x: room(reads_x, (dims.batch, dims.in_features)),
+            gate: room(reads_w, half),
+            up: room(reads_w, half),
+        }
+    }
+
     /// The launches, as a plan lists them.
     pub(crate) fn launches(&self) -> impl Iterator<Item = String> {
-        let line = |(room, name): (Option<Room>, &str)| {
-            room.map(|room| format!("{}: {name}, rows to 16 bytes", Kernel::Realign { dtype: room.dtype }))
-        };
+        let line = |(room, name): (Option<Room>, &str)| room.map(|room| room.launch(name));
         [(self.x, "x"), (self.gate, "gate weights"), (self.up, "up weights")].into_iter().filter_map(line)
     }
 
@@ -106,6 +166,15 @@ impl Realigned {
 mod tests {
     use super::*;
     use swiglu_core::{Dims, Options, Orientation, Pass};
+
+    #[test]
+    fn parts_lie_in_whole_boxes() {
+        let mut workspace = Layout::default();
+        let room = Room::parts((65, 9), &mut workspace);
+        assert_eq!((room.rows, room.cols, room.stride), (65, 9, 16));
+        assert_eq!(workspace.bytes(), 3 * 128 * 16 * 2);
+        assert_eq!(parts::whole_rows(0), 0);
+    }
 
     #[test]
     fn only_what_is_read_and_unaligned_is_copied() {

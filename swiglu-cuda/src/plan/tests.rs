@@ -44,7 +44,8 @@ fn aligned(mut problem: Problem, bytes: u32) -> Problem {
 /// The kernel of a forward as it names itself, and what is said about it.
 fn chosen(planner: Planner<'_>, problem: &Problem) -> (String, Vec<String>) {
     let plan = planner.describe("test".into(), problem).unwrap_or_else(|error| panic!("{error}"));
-    let [launch] = plan.launches.as_slice() else { panic!("a forward is one launch: {plan}") };
+    let split = plan.launches.iter().take_while(|launch| launch.starts_with("split-f32")).count();
+    let [launch] = &plan.launches[split..] else { panic!("a forward is one launch besides splits: {plan}") };
     (launch.split(':').next().unwrap_or_default().to_owned(), plan.notes)
 }
 
@@ -61,11 +62,12 @@ fn backward(saved: bool, out: Dtype) -> Pass {
 }
 
 #[test]
-fn sixteen_bits_go_to_tensor_cores_and_f32_only_when_asked() {
+fn sixteen_bits_go_to_tensor_cores_and_f32_where_it_stays_f32() {
     for (dtype, precision, kernel) in [
         (Dtype::Bf16, Precision::Strict, ["mma-bf16-nn-128", "sm90-bf16-nn-128"]),
         (Dtype::F16, Precision::Strict, ["mma-f16-nn-128", "sm90-f16-nn-128"]),
-        (Dtype::F32, Precision::Strict, ["simt-f32-nn-128"; 2]),
+        // In parts of bf16, which together are as exact.
+        (Dtype::F32, Precision::Strict, ["simt-f32-nn-128", "sm90-f32-nn-128"]),
         (Dtype::F32, Precision::Tf32, ["mma-tf32-nn-128"; 2]),
         // A precision of f32 says nothing about others.
         (Dtype::Bf16, Precision::Tf32, ["mma-bf16-nn-128", "sm90-bf16-nn-128"]),
@@ -97,6 +99,75 @@ fn what_tensor_cores_cannot_take_is_said() {
     let (kernel, notes) = chosen(planner(H100, Some(Family::Mma)), &f32);
     assert_eq!(kernel, "simt-f32-nn-128");
     assert!(notes.len() == 1 && notes[0].starts_with("simt in place of mma: f32"), "{notes:?}");
+}
+
+/// Where f32 runs as products of parts: on Hopper, from enough work on.
+#[test]
+fn f32_is_split_where_that_pays() {
+    let kernel = |forced, dims, tile| {
+        let problem = forward(Dtype::F32, dims, Options::new().tile(tile));
+        // Alignment does not count: splitting reads any rows.
+        chosen(planner(H100, forced), &aligned(problem, 4))
+    };
+    let dims = |batch, in_features, hidden| Dims { batch, in_features, hidden };
+    for (shape, split) in [
+        (dims(4096, 4096, 11008), true),
+        // 0.76 and 1.25 ms, and 85 and 153 us.
+        (dims(256, 4096, 11008), true),
+        (dims(1024, 784, 2048), true),
+        // Splitting the weights takes longer than what it saves.
+        (dims(64, 4096, 14336), false),
+        // Too little to sum, too few tiles, and too little of everything.
+        (dims(4096, 32, 4096), false),
+        (dims(256, 4096, 512), false),
+        (dims(256, 256, 1024), false),
+    ] {
+        let (chosen, notes) = kernel(None, shape, Tile::Auto);
+        assert_eq!((chosen.starts_with("sm90-f32-nn"), notes), (split, vec![]), "{shape:?}: {chosen}");
+        assert!(kernel(Some(Family::Sm90), shape, Tile::Auto).0.starts_with("sm90-f32"), "{shape:?}");
+        assert!(kernel(Some(Family::Simt), shape, Tile::Auto).0.starts_with("simt-f32"), "{shape:?}");
+    }
+    let (kernel, notes) = kernel(Some(Family::Sm90), LARGE, Tile::T64);
+    assert_eq!(
+        (kernel.as_str(), notes),
+        ("simt-f32-nn-64", vec!["simt in place of sm90: sm90 has tiles of 128 rows".to_owned()])
+    );
+}
+
+/// Each operand is split once, for the products that read it, and the workspace has room for 6 bytes of each element.
+#[test]
+fn what_a_backward_multiplies_is_split_once() {
+    let dims = Dims { batch: 4096, in_features: 4096, hidden: 11008 };
+    let kind = Some(GradientKind { dtype: Dtype::F32, add: false });
+    let (x, half, dab) = (4096 * 4096, 4096 * 11008, 4096 * 11008);
+    for (saved, dx, dwf, split, elements) in [
+        (
+            true,
+            kind,
+            kind,
+            ["x", "gate weights", "up weights", "dG", "dU"].as_slice(),
+            x + 2 * half + 2 * dab,
+        ),
+        (true, kind, None, ["gate weights", "up weights", "dG", "dU"].as_slice(), 2 * half + 2 * dab),
+        (true, None, kind, ["x", "dG", "dU"].as_slice(), x + 2 * dab),
+        (true, None, None, [].as_slice(), 0),
+        (false, None, None, ["x", "gate weights", "up weights"].as_slice(), x + 2 * half),
+    ] {
+        let pass = Pass::Backward { saved, dx, dwf, dbias: None };
+        let problem = Problem::dense(pass, Dtype::F32, dims, Orientation::InOut, Options::new());
+        let described = planner(H100, None).describe("test".into(), &problem);
+        let plan = described.unwrap_or_else(|error| panic!("{error}"));
+        let name = |launch: &String| {
+            let rest = launch.strip_prefix("split-f32: ")?;
+            rest.strip_suffix(", in three parts of bf16").map(str::to_owned)
+        };
+        assert_eq!(plan.launches.iter().filter_map(name).collect::<Vec<_>>(), split, "{plan}");
+        // Recomputed cotangents are in the workspace in f32 as well.
+        let recomputed = if saved { 0 } else { 2 * dab * 4 };
+        assert_eq!(plan.workspace_bytes, elements * 6 + recomputed, "{plan}");
+        let products = plan.launches.iter().filter(|launch| launch.starts_with("sm90-f32")).count();
+        assert_eq!(products, usize::from(!saved) + usize::from(dx.is_some()) + usize::from(dwf.is_some()));
+    }
 }
 
 /// Operands that tensor cores cannot read are copied, each by itself. Outputs may be anywhere.

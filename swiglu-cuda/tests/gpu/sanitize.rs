@@ -40,7 +40,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             trials.push(Trial::test(format!("sanitize::{family}::{name}_{dtype}"), run));
         }
     }
-    for dtype in [Dtype::F16, Dtype::Bf16] {
+    for dtype in [Dtype::F16, Dtype::Bf16, Dtype::F32] {
         // NVRTC takes two seconds for each kernel: a trial has as few as can be.
         let lists = [
             ("forward", hopper as fn(Vec<Case>) -> Vec<Case>, forward(dtype)),

@@ -64,6 +64,9 @@ pub(super) fn kernels(facts: Facts) -> Vec<Kernel> {
         }
     }
     beside_products(&mut found);
+    if found.kernels.iter().any(|kernel| matches!(kernel, Kernel::Gemm(gemm) if gemm.splits())) {
+        found.add(Kernel::Split);
+    }
     // What tuning may put in their place.
     for kernel in found.kernels.clone() {
         kernel.variants(&facts).into_iter().for_each(|variant| found.add(kernel.with(variant)));
@@ -198,7 +201,7 @@ pub(super) fn class(kernel: Kernel) -> Kernel {
 }
 
 /// Whether a thinned sweep may leave a kernel to the whole one: a gate function in one more type and arrangement of the
-/// weights in `sm90`, where NVRTC takes two seconds for each.
+/// weights in `sm90`, where NVRTC takes two seconds for each. f32 has the gate functions of `simt`.
 pub(super) fn is_one_more(kernel: Kernel) -> bool {
     let Kernel::Gemm(Gemm { family: Family::Sm90, dtype, b_trans, product, hopper, .. }) = kernel else {
         return false;
@@ -209,5 +212,5 @@ pub(super) fn is_one_more(kernel: Kernel) -> bool {
         (Product::Store { .. }, Some(gate)) => (gate, !b_trans),
         (Product::Store { .. }, None) => return false,
     };
-    gate != GateCode(0) && (dtype == Dtype::F16 || out_in)
+    gate != GateCode(0) && (dtype != Dtype::Bf16 || out_in)
 }
