@@ -112,10 +112,11 @@ pub(crate) struct Hopper {
 impl Hopper {
     /// Rows in a group, unless something else was measured to be faster. Columns are read again for each group, and the
     /// rows of one are to stay in L2. For pairs 4, 16 and 32 are each up to 5 % slower than 8 at some shape, and nowhere
-    /// faster by 2 %. For blocks by themselves 32 beats 8 by 7 to 9 % in forwards (0.104 ms for 0.111 at 4096, 1024,
-    /// 4096; 0.0227 for 0.0247 at 2048, 768, 2048; H100), and is nowhere slower by 2 %.
+    /// faster by 2 %. For blocks by themselves 16 is everywhere within 2 % of the fastest, where 8 takes 7 to 9 % longer
+    /// in forwards (0.111 ms for 0.106 at 4096, 1024, 4096; 0.0247 for 0.0228 at 2048, 768, 2048), and 32 takes 3 % longer
+    /// in one that saves (0.0271 ms for 0.0264 at 8192, 256, 1024). H100, bf16.
     pub(crate) const fn group(pairs: bool) -> u32 {
-        if pairs { 8 } else { 32 }
+        if pairs { 8 } else { 16 }
     }
 }
 

@@ -481,7 +481,7 @@ fn hopper_kernels_follow_from_alignment_and_size() {
     let ragged = Dims { hidden: 14339, ..LARGE };
     assert!(!hopper(&aligned(forward(Dtype::Bf16, ragged, Options::new()), 16)).boxes);
     let dims = Dims { batch: 8192, in_features: 256, hidden: 1024 };
-    let single = Hopper { pairs: false, boxes: true, forms: None, group: 32 };
+    let single = Hopper { pairs: false, boxes: true, forms: None, group: 16 };
     assert_eq!(hopper(&forward(Dtype::Bf16, dims, Options::new())), single);
     for add in [false, true] {
         let kind = |dtype| Some(GradientKind { dtype, add });
