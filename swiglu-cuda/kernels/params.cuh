@@ -63,8 +63,9 @@ struct Sm90Params {
     GemmParams gemm;
     // Independent products: c[i] = a[i] . b[i] for each, for STORE.
     u32 products;
-    // Rows of tiles (or of clusters' pairs) that sweep n together, to share what they read in L2. Sums do not depend on it.
-    u32 group;
+    // Rows of tiles (or of clusters' pairs) that sweep n together, to share what they read in L2: the logarithm of their
+    // number. Sums do not depend on it.
+    u32 group_log2;
     // With FORM_COTANGENTS: zeros, as many as sm90_cotangents.cuh says, and units that all warps form before any
     // multiplies.
     u32* progress;

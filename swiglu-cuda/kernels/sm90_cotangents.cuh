@@ -31,8 +31,8 @@ struct Cotangents {
         progress = p.progress;
         // As tiles are ordered; where a group of these has fewer columns than there are blocks, several groups at once.
         u32 tile_columns = static_cast<u32>((p.gemm.n + kColumns - 1) / kColumns);
-        u32 groups = gridDim.x / CLUSTER / (p.group * tile_columns);
-        group = p.group * CLUSTER * kTileM / kFormRows * (groups > 1 ? groups : 1);
+        u32 groups = gridDim.x / CLUSTER / (tile_columns << p.group_log2);
+        group = (CLUSTER * kTileM / kFormRows << p.group_log2) * (groups > 1 ? groups : 1);
         bands = static_cast<u32>((p.gemm.m + kFormRows - 1) / kFormRows);
         columns = static_cast<u32>((p.gemm.k + kFormColumns - 1) / kFormColumns);
     }

@@ -15,10 +15,11 @@ struct Order {
     u32 rows;
     u32 columns;
     u32 total;
-    u32 group;
+    // Of a power of two: products with any other number spill, too.
+    u32 group_log2;
     u32 rank;
 
-    __device__ __forceinline__ Order(const Sm90Params& p, u32 rank) : group(p.group), rank(rank) {
+    __device__ __forceinline__ Order(const Sm90Params& p, u32 rank) : group_log2(p.group_log2), rank(rank) {
         constexpr u32 kRows = kTileM * CLUSTER;
         rows = static_cast<u32>((p.gemm.m + kRows - 1) / kRows);
         columns = static_cast<u32>((p.gemm.n + kColumns - 1) / kColumns);
@@ -26,11 +27,13 @@ struct Order {
     }
 
     __device__ __forceinline__ Tile at(u32 index) const {
-        u32 product = index / (rows * columns);
+        // Paired products are alone in a launch. Blocks by themselves need to know that, and pairs must not, or the assembler
+        // (of NVRTC 13.5) spills registers of the gate function with erf.
+        u32 product = kHalves == 2 && CLUSTER == 1 ? 0 : index / (rows * columns);
         u32 in_product = index - product * rows * columns;
-        u32 first = in_product / (group * columns) * group;
+        u32 first = in_product / (columns << group_log2) << group_log2;
         u32 in_group = in_product - first * columns;
-        u32 height = rows - first < group ? rows - first : group;
+        u32 height = min(rows - first, 1u << group_log2);
         u32 row = first + in_group % height;
         return {product, static_cast<i32>((row * CLUSTER + rank) * kTileM),
                 static_cast<i32>(in_group / height * kColumns)};

@@ -104,8 +104,8 @@ pub(crate) struct Hopper {
     pub(crate) boxes: bool,
     /// A is saved pre-activations, and becomes their cotangents first.
     pub(crate) forms: Option<GateCode>,
-    /// Rows of tiles, or of pairs of them, that sweep the columns together, to share what they read in L2. An argument
-    /// of a launch, and no part of a kernel that is compiled.
+    /// Rows of tiles, or of pairs of them, that sweep the columns together, to share what they read in L2: a power of
+    /// two. An argument of a launch, and no part of a kernel that is compiled.
     pub(crate) group: u32,
 }
 

@@ -96,7 +96,7 @@ fn start(call: &Call<'_>, gemm: Gemm, asked: Sm90Params) -> Result<()> {
         b: inputs(params.b, shape(gemm.b_trans, (k, n)))?,
         c: outputs(params.c)?,
         pre: outputs(params.pre)?,
-        group: gemm.hopper.group,
+        group_log2: gemm.hopper.group.trailing_zeros(),
         ..asked
     };
     call.launch(kernel, Grid { blocks, depth: 1, threads: gemm.threads() }, &params)

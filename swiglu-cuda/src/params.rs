@@ -69,7 +69,7 @@ pub(crate) struct Sm90Params {
     pub(crate) pre: [TensorMap; 2],
     pub(crate) gemm: GemmParams,
     pub(crate) products: u32,
-    pub(crate) group: u32,
+    pub(crate) group_log2: u32,
     pub(crate) progress: u64,
     pub(crate) formed_first: u32,
     pub(crate) unused: u32,
