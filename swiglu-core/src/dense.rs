@@ -184,8 +184,10 @@ pub trait Dense<T: Element>: Backend {
         check_shape("right factor", op_b.shape(b.shape()), (k, n))?;
         check_shape("product", c.shape(), (m, n))?;
         elements("product bytes", m, elements("product row bytes", n, size_of::<f32>())?)?;
-        let footprints = Footprints::new().reads("left factor", a).reads("right factor", b);
-        writes_target(footprints, "product", &c).check(self)?;
+        let mut footprints = Footprints::new();
+        footprints.reads("left factor", a).reads("right factor", b);
+        writes_target(&mut footprints, "product", &c);
+        footprints.check(self)?;
         self.run_matmul(Checked::new(MatMul { a, op_a, b, op_b, c }))
     }
 
@@ -205,7 +207,10 @@ pub trait Dense<T: Element>: Backend {
     /// See [`Dense`].
     fn column_sums(&self, a: MatRef<'_, T, Self::Memory>, to: Target<'_, T, Self::Memory>) -> Result<()> {
         check_shape("column sums", to.shape(), (1, a.cols()))?;
-        writes_target(Footprints::new().reads("matrix", a), "column sums", &to).check(self)?;
+        let mut footprints = Footprints::new();
+        footprints.reads("matrix", a);
+        writes_target(&mut footprints, "column sums", &to);
+        footprints.check(self)?;
         self.run_column_sums(Checked::new(ColumnSums { a, to }))
     }
 
@@ -257,15 +262,15 @@ pub trait Dense<T: Element>: Backend {
         let LossTargets { loss, correct, dlogits } = targets;
         check_shape("labels", labels.shape(), (logits.rows(), 1))?;
         check_shape("loss", loss.shape(), (1, 1))?;
-        let mut footprints =
-            Footprints::new().reads("logits", logits).reads("labels", labels).writes("loss", &loss);
+        let mut footprints = Footprints::new();
+        footprints.reads("logits", logits).reads("labels", labels).writes("loss", &loss);
         if let Some(correct) = &correct {
             check_shape("correct", correct.shape(), (1, 1))?;
-            footprints = footprints.writes("correct", correct);
+            footprints.writes("correct", correct);
         }
         if let Some(dlogits) = &dlogits {
             check_shape("dlogits", dlogits.shape(), logits.shape())?;
-            footprints = footprints.writes("dlogits", dlogits);
+            footprints.writes("dlogits", dlogits);
         }
         footprints.check(self)?;
         self.run_cross_entropy(Checked::new(CrossEntropy { logits, labels, loss, correct, dlogits }))
@@ -316,15 +321,16 @@ pub trait Dense<T: Element>: Backend {
                 what: "an optimizer made for another element type",
             });
         }
-        let mut footprints = Footprints::new()
+        let mut footprints = Footprints::new();
+        footprints
             .writes("parameter", &parameter)
             .writes("first moment", &state.first)
             .writes("second moment", &state.second)
             .writes("step count", &state.steps);
         if let Some(master) = &state.master {
-            footprints = footprints.writes("master copy", master);
+            footprints.writes("master copy", master);
         }
-        let footprints = match gradient {
+        match gradient {
             Gradient::Same(gradient) => footprints.reads("gradient", gradient),
             Gradient::F32(gradient) => footprints.reads("gradient", gradient),
         };

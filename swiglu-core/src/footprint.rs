@@ -78,7 +78,8 @@ impl Footprint {
     }
 }
 
-/// The operands of one call. No call has more than [`Footprints::CAPACITY`], so nothing is allocated.
+/// The operands of one call. No call has more than [`Footprints::CAPACITY`], so nothing is allocated. Operands are added
+/// in place: the list has 700 bytes, and to move it for each of them was an eighth of what a call costs the host.
 #[derive(Debug)]
 pub(crate) struct Footprints {
     list: [Option<Footprint>; Self::CAPACITY],
@@ -96,17 +97,21 @@ impl Footprints {
 
     /// Adds an operand that the call writes.
     pub(crate) fn writes<T: Scalar, M: Memory>(
-        mut self,
+        &mut self,
         operand: &'static str,
         m: &MatMut<'_, T, M>,
-    ) -> Self {
+    ) -> &mut Self {
         self.list[self.outputs] = Some(Footprint::of(operand, m.view()));
         self.outputs += 1;
         self
     }
 
     /// Adds an operand that the call only reads.
-    pub(crate) fn reads<T: Scalar, M: Memory>(mut self, operand: &'static str, m: MatRef<'_, T, M>) -> Self {
+    pub(crate) fn reads<T: Scalar, M: Memory>(
+        &mut self,
+        operand: &'static str,
+        m: MatRef<'_, T, M>,
+    ) -> &mut Self {
         self.inputs += 1;
         self.list[Self::CAPACITY - self.inputs] = Some(Footprint::of(operand, m));
         self

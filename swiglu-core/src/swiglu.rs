@@ -191,11 +191,10 @@ fn check_dims<T: Element, M: Memory>(x: MatRef<'_, T, M>, w: &Weights<'_, T, M>)
     Ok(dims)
 }
 
-fn reads_weights<T: Element, M: Memory>(footprints: Footprints, w: &Weights<'_, T, M>) -> Footprints {
-    let footprints = footprints.reads("gate weights", w.gate_weights()).reads("up weights", w.up_weights());
-    match w.bias_row() {
-        Some(bias) => footprints.reads("bias", bias),
-        None => footprints,
+fn reads_weights<T: Element, M: Memory>(footprints: &mut Footprints, w: &Weights<'_, T, M>) {
+    footprints.reads("gate weights", w.gate_weights()).reads("up weights", w.up_weights());
+    if let Some(bias) = w.bias_row() {
+        footprints.reads("bias", bias);
     }
 }
 
@@ -209,10 +208,13 @@ fn check_forward<'a, T: Element, B: SwiGLU<T>>(
 ) -> Result<Checked<Forward<'a, T, B::Memory>>> {
     let dims = check_dims(x, &w)?;
     check_shape("z", z.shape(), (dims.batch, dims.hidden))?;
-    let mut footprints = reads_weights(Footprints::new().reads("x", x), &w).writes("z", &z);
+    let mut footprints = Footprints::new();
+    footprints.reads("x", x);
+    reads_weights(&mut footprints, &w);
+    footprints.writes("z", &z);
     if let Some(pre) = &pre {
         check_shape("pre-activations", pre.shape(), (dims.batch, 2 * dims.hidden))?;
-        footprints = footprints.writes("pre-activations", pre);
+        footprints.writes("pre-activations", pre);
     }
     footprints.check(backend)?;
     let problem = Problem {
@@ -250,14 +252,14 @@ fn target_kind<T: Element, M: Memory>(target: &Target<'_, T, M>) -> GradientKind
 }
 
 pub(crate) fn writes_target<T: Element, M: Memory>(
-    footprints: Footprints,
+    footprints: &mut Footprints,
     operand: &'static str,
     target: &Target<'_, T, M>,
-) -> Footprints {
+) {
     match target {
         Target::Same(out) => footprints.writes(operand, &out.to),
         Target::F32(out) => footprints.writes(operand, &out.to),
-    }
+    };
 }
 
 fn check_backward<'a, T: Element, B: SwiGLU<T>>(
@@ -273,21 +275,23 @@ fn check_backward<'a, T: Element, B: SwiGLU<T>>(
     check_shape("dz", dz.shape(), (dims.batch, dims.hidden))?;
     let dwf = gradients.take_halves(w.orientation(), dims.in_features, dims.hidden)?;
     let Gradients { dx, dbias, .. } = gradients;
-    let mut footprints = reads_weights(Footprints::new().reads("x", x).reads("dz", dz), &w);
+    let mut footprints = Footprints::new();
+    footprints.reads("x", x).reads("dz", dz);
+    reads_weights(&mut footprints, &w);
     if let Some(Out { to, .. }) = &dx {
         check_shape("dx", to.shape(), x.shape())?;
-        footprints = footprints.writes("dx", to);
+        footprints.writes("dx", to);
     }
     if let Some(halves) = &dwf {
-        footprints = writes_target(footprints, "dwf", &halves.gate);
-        footprints = writes_target(footprints, "dwf up half", &halves.up);
+        writes_target(&mut footprints, "dwf", &halves.gate);
+        writes_target(&mut footprints, "dwf up half", &halves.up);
     }
     if let Some(target) = &dbias {
         check_shape("dbias", target.shape(), (1, 2 * dims.hidden))?;
-        footprints = writes_target(footprints, "dbias", target);
+        writes_target(&mut footprints, "dbias", target);
     }
     if let Some(pre) = &pre {
-        footprints = footprints.writes("saved pre-activations", pre);
+        footprints.writes("saved pre-activations", pre);
     }
     footprints.check(backend)?;
     let problem = Problem {

@@ -83,6 +83,7 @@ mod launch;
 )]
 mod loader;
 mod memory;
+mod notes;
 #[allow(unsafe_code, reason = "calls into NVRTC; everything above it is safe")]
 mod nvrtc;
 mod params;

@@ -10,6 +10,7 @@ use crate::device::Facts;
 use crate::forming::{PAYS_FROM, Progress};
 use crate::gemm::{Edge, Family, GateCode, Gemm, Hopper, Product, Vectors};
 use crate::kernel::{Kernel, gate_code};
+use crate::notes::{Note, Notes};
 use crate::params::{ColumnSumsParams, Operand};
 use crate::realign::{Realigned, Room};
 use crate::tune::{Asked, Choices, Told, Variant};
@@ -134,7 +135,7 @@ fn inputs(problem: &Problem) -> u32 {
 
 impl Planner<'_> {
     /// The kernel for a product, and what there is to say about the choice.
-    fn gemm(&self, wanted: &Wanted, notes: &mut Vec<String>) -> Gemm {
+    fn gemm(&self, wanted: &Wanted, notes: &mut Notes) -> Gemm {
         self.tuned(self.analytic(wanted, notes), wanted)
     }
 
@@ -163,7 +164,7 @@ impl Planner<'_> {
     }
 
     /// The choice that needs no measurement.
-    fn analytic(&self, wanted: &Wanted, notes: &mut Vec<String>) -> Gemm {
+    fn analytic(&self, wanted: &Wanted, notes: &mut Notes) -> Gemm {
         let tf32 = wanted.dtype == Dtype::F32 && wanted.precision == Precision::Tf32;
         let plain = Gemm {
             family: Family::Simt,
@@ -202,7 +203,7 @@ impl Planner<'_> {
         }
     }
 
-    fn family(&self, wanted: &Wanted, tf32: bool, hopper: &Gemm, notes: &mut Vec<String>) -> Family {
+    fn family(&self, wanted: &Wanted, tf32: bool, hopper: &Gemm, notes: &mut Notes) -> Family {
         if wanted.dtype == Dtype::F32 && !tf32 {
             return self.strict_family(wanted, hopper, notes);
         }
@@ -219,23 +220,23 @@ impl Planner<'_> {
             (Some(Family::Mma), None, _) => Family::Mma,
             (_, _, None) => Family::Sm90,
             (Some(Family::Sm90), None, Some(reason)) => {
-                notes.push(format!("mma in place of sm90: {reason}"));
+                notes.push(Note::InPlaceOf { family: Family::Mma, asked: Family::Sm90, reason });
                 Family::Mma
             }
             (_, None, _) => Family::Mma,
             (Some(forced @ (Family::Mma | Family::Sm90)), Some(reason), _) => {
-                notes.push(format!("simt in place of {forced}: {reason}"));
+                notes.push(Note::InPlaceOf { family: Family::Simt, asked: forced, reason });
                 Family::Simt
             }
             (_, Some(reason), _) => {
-                notes.push(format!("simt: {reason}"));
+                notes.push(Note::Because(Family::Simt, reason));
                 Family::Simt
             }
         }
     }
 
     /// For f32 in f32's accuracy.
-    fn strict_family(&self, wanted: &Wanted, hopper: &Gemm, notes: &mut Vec<String>) -> Family {
+    fn strict_family(&self, wanted: &Wanted, hopper: &Gemm, notes: &mut Notes) -> Family {
         let refused = match self.forced {
             Some(Family::Simt) => return Family::Simt,
             Some(Family::Mma) => Some("f32 is multiplied in f32 unless Precision::Tf32 is asked for"),
@@ -244,7 +245,7 @@ impl Planner<'_> {
         match (self.forced, refused) {
             (_, None) => Family::Sm90,
             (Some(forced @ (Family::Mma | Family::Sm90)), Some(reason)) => {
-                notes.push(format!("simt in place of {forced}: {reason}"));
+                notes.push(Note::InPlaceOf { family: Family::Simt, asked: forced, reason });
                 Family::Simt
             }
             // What strict f32 is everywhere else: nothing to say.
@@ -338,7 +339,7 @@ impl Planner<'_> {
     }
 
     /// The tile itself, or the next smaller one that the shared memory of a block can hold.
-    fn fitting(&self, mut gemm: Gemm, notes: &mut Vec<String>) -> Gemm {
+    fn fitting(&self, mut gemm: Gemm, notes: &mut Notes) -> Gemm {
         let asked = gemm.edge;
         while !gemm.fits(&self.facts) {
             match gemm.edge.smaller() {
@@ -347,18 +348,13 @@ impl Planner<'_> {
             }
         }
         if gemm.edge != asked {
-            notes.push(format!(
-                "a tile of {} does not fit into {} bytes of shared memory, so {}",
-                asked.len(),
-                self.facts.shared_bytes,
-                gemm.edge.len()
-            ));
+            notes.push(Note::Smaller { edge: gemm.edge, asked, shared_bytes: self.facts.shared_bytes });
         }
         gemm
     }
 
     /// x . Wf, with whichever epilogue.
-    fn projection(&self, problem: &Problem, product: Product, outputs: u32, notes: &mut Vec<String>) -> Gemm {
+    fn projection(&self, problem: &Problem, product: Product, outputs: u32, notes: &mut Notes) -> Gemm {
         let Problem { dims: Dims { batch, in_features, hidden }, options, .. } = problem;
         let wanted = Wanted {
             dtype: problem.dtype,
@@ -384,7 +380,7 @@ impl Planner<'_> {
     pub(crate) fn forward(&self, problem: &Problem, save: bool) -> Result<ForwardPlan> {
         let Problem { dims: Dims { batch, hidden, .. }, accesses, dtype, .. } = *problem;
         let (gate, ..) = gate_code(problem.gate)?;
-        let mut notes = Vec::new();
+        let mut notes = Notes::default();
         let (mut realigned, mut workspace) = (Realigned::default(), Layout::default());
         let automatic = self.forced.is_none() || self.forced == Some(Family::Decode);
         let decode = self.decode(problem, gate);
@@ -416,7 +412,7 @@ impl Planner<'_> {
             (gemm.family, Kernel::Gemm(gemm))
         };
         if let (Some(Family::Decode), Some(reason)) = (self.forced, refused) {
-            notes.push(format!("{family} in place of decode: {reason}"));
+            notes.push(Note::InPlaceOf { family, asked: Family::Decode, reason });
         }
         Ok(ForwardPlan { realigned, kernel, workspace_bytes: workspace.bytes(), notes })
     }
@@ -507,7 +503,7 @@ impl Planner<'_> {
         let mut problem = *problem;
         let Problem { dims: Dims { batch, in_features, hidden }, dtype, .. } = problem;
         let (gate, ..) = gate_code(problem.gate)?;
-        let mut notes = Vec::new();
+        let mut notes = Notes::default();
         let mut workspace = Layout::default();
         let realigns = self.realigns(&problem);
         let realigned = match realigns {
@@ -621,7 +617,7 @@ impl Planner<'_> {
                 (plan.launches(problem), plan.workspace_bytes, plan.notes)
             }
         };
-        let notes = notes.into_iter().chain(told.into_notes());
+        let notes = notes.texts().chain(told.into_notes());
         Ok(notes.fold(Plan::new(backend, launches, bytes), Plan::note))
     }
 }
@@ -632,7 +628,7 @@ pub(crate) struct ForwardPlan {
     pub(crate) realigned: Realigned,
     pub(crate) kernel: Kernel,
     pub(crate) workspace_bytes: usize,
-    pub(crate) notes: Vec<String>,
+    pub(crate) notes: Notes,
 }
 
 /// Where dAB comes from.
@@ -735,7 +731,7 @@ pub(crate) struct BackwardPlan {
     pub(crate) dwf: Option<Gemm>,
     pub(crate) sums: Option<Sums>,
     pub(crate) workspace_bytes: usize,
-    pub(crate) notes: Vec<String>,
+    pub(crate) notes: Notes,
 }
 
 impl BackwardPlan {
@@ -797,7 +793,7 @@ impl Planner<'_> {
             outputs: call.outputs,
             room: false,
         };
-        self.gemm(&wanted, &mut Vec::new())
+        self.gemm(&wanted, &mut Notes::default())
     }
 }
 

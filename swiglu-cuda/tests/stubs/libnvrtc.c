@@ -18,7 +18,7 @@
 #endif
 
 static const int architectures[] = {ARCHITECTURES};
-enum { COUNT = sizeof architectures / sizeof architectures[0], ROOM = 1 << 16, COMPILATION = 6 };
+enum { COUNT = sizeof architectures / sizeof architectures[0], ROOM = 1 << 18, COMPILATION = 6 };
 
 int nvrtcVersion(int *major, int *minor) {
     *major = 12;
