@@ -26,6 +26,7 @@ __device__ double correction(float beta, u32 step) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) swiglu_kernel(const __grid_constant__ AdamWParams p) {
+    follow();
     // lr / (1 - beta1^t) and 1 / sqrt(1 - beta2^t).
     __shared__ float rate, root;
     if (threadIdx.x == 0) {

@@ -207,6 +207,7 @@ __device__ __forceinline__ void finish(const GemmParams& p, const float* sums, i
 
 extern "C" __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     swiglu_kernel(const __grid_constant__ Sm90Params p) {
+    follow();
     // The swizzle is a function of the address: boxes start at multiples of 1 KiB.
     extern __shared__ __align__(1024) u8 shared[];
     u32 ring = static_cast<u32>(__cvta_generic_to_shared(shared));

@@ -39,6 +39,7 @@ __device__ __forceinline__ bool place(i64 rows, i64 cols, i64& row, i64& column)
 #if PASS == FORWARD || PASS == BACKWARD
 
 extern "C" __global__ void __launch_bounds__(THREADS) swiglu_kernel(const __grid_constant__ GateParams p) {
+    follow();
     i64 row, column;
     if (!place(p.rows, p.cols, row, column)) return;
     i64 count = p.cols - column;
@@ -78,6 +79,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) swiglu_kernel(const __grid
 #elif PASS == ADD_BIAS
 
 extern "C" __global__ void __launch_bounds__(THREADS) swiglu_kernel(const __grid_constant__ AddBiasParams p) {
+    follow();
     i64 row, column;
     if (!place(p.rows, p.cols, row, column)) return;
     i64 count = p.cols - column;
@@ -95,6 +97,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) swiglu_kernel(const __grid
 #elif PASS == REALIGN
 
 extern "C" __global__ void __launch_bounds__(THREADS) swiglu_kernel(const __grid_constant__ RealignParams p) {
+    follow();
     i64 row, column;
     if (!place(p.rows, p.cols, row, column)) return;
     Pack<DTYPE, VECTOR> pack;
@@ -126,6 +129,7 @@ __device__ __forceinline__ void split_parts(float v, u16 (&parts)[3]) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) swiglu_kernel(const __grid_constant__ RealignParams p) {
+    follow();
     i64 row, column;
     // Boxes of 64 rows along k must end in zeros.
     i64 rows = (p.rows + 63) / 64 * 64;
@@ -156,6 +160,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) swiglu_kernel(const __grid
 
 // A thread has one column of one chunk of rows, and adds them in ascending order.
 extern "C" __global__ void __launch_bounds__(THREADS) swiglu_kernel(const __grid_constant__ ColumnSumsParams p) {
+    follow();
     i64 blocks = (p.cols + THREADS - 1) / THREADS;
     i64 chunk = blockIdx.x / blocks;
     i64 column = (blockIdx.x - chunk * blocks) * THREADS + threadIdx.x;
@@ -173,6 +178,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) swiglu_kernel(const __grid
 #elif PASS == COLUMN_SUMS
 
 extern "C" __global__ void __launch_bounds__(THREADS) swiglu_kernel(const __grid_constant__ ColumnSumsParams p) {
+    follow();
     typedef Element<OUT_F32 ? F32 : DTYPE> Out;
     i64 column = static_cast<i64>(blockIdx.x) * THREADS + threadIdx.x;
     if (column >= p.cols) return;

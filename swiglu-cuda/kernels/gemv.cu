@@ -71,6 +71,7 @@ __device__ __forceinline__ void step(
 }
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 2) swiglu_kernel(const __grid_constant__ GemmParams p) {
+    follow();
     int lane = threadIdx.x % 32;
     i64 first = (static_cast<i64>(blockIdx.x) * WARPS + threadIdx.x / 32) * PAIRS;
     float sums[ROWS][PAIRS][2] = {};
@@ -168,6 +169,7 @@ __device__ __forceinline__ void step(const GemmParams& p, float (&sums)[ROWS][2]
 }
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 2) swiglu_kernel(const __grid_constant__ GemmParams p) {
+    follow();
     __shared__ float partial[WARPS][ROWS][2][COLUMNS];
     i64 first = static_cast<i64>(blockIdx.x) * COLUMNS;
     float sums[ROWS][2][OWN] = {};

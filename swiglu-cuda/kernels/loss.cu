@@ -17,6 +17,7 @@ constexpr int THREADS = 256;
 // loss = log(sum of exp(l - max)) - (l[label] - max), gradient = (softmax - onehot) / rows. A label that is no class is
 // never an index, and makes the loss NaN.
 extern "C" __global__ void __launch_bounds__(THREADS, 4) swiglu_kernel(const __grid_constant__ CrossEntropyParams p) {
+    follow();
     typedef Element<DTYPE> E;
     i64 row = static_cast<i64>(blockIdx.x) * (THREADS / 32) + threadIdx.x / 32;
     int lane = threadIdx.x % 32;
@@ -69,6 +70,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) swiglu_kernel(const __g
 
 // Each thread adds every 256th row, then halves are folded: an order that depends on the number of rows alone.
 extern "C" __global__ void __launch_bounds__(THREADS) swiglu_kernel(const __grid_constant__ CrossEntropyParams p) {
+    follow();
     __shared__ float loss[THREADS];
     __shared__ u32 correct[THREADS];
     int thread = threadIdx.x;

@@ -104,6 +104,7 @@ __device__ __forceinline__ u32 next_stage(u32 stage) {
 
 extern "C" __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     swiglu_kernel(const __grid_constant__ GemmParams p) {
+    follow();
     extern __shared__ __align__(128) u8 shared[];
     u32 ring = static_cast<u32>(__cvta_generic_to_shared(shared));
 

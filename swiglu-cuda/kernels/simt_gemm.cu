@@ -185,6 +185,7 @@ constexpr int RESIDENT = BLOCK < 128 || (DTYPE == F32 && A_VECTOR && B_VECTOR &&
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT * 256 / THREADS)
     swiglu_kernel(const __grid_constant__ GemmParams p) {
+    follow();
     __shared__ alignas(16) Slab a[2], b[2];
 
     // The tile.

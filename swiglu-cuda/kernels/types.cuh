@@ -57,3 +57,16 @@ struct Element<BF16> {
 #endif
     }
 };
+
+// First in every kernel, before it touches memory. A kernel is started while the one before it in the stream still runs
+// (programmatic dependent launch): its blocks take what room is left, and wait here until that one is done and what it
+// wrote can be seen. Each kernel has to, one that leaves nothing to wait for included: the kernel after it waits for this
+// one alone. The next kernel is let in first: where it waits as well, it can come as early as it likes.
+//
+// Neither does anything in a kernel that was launched without the attribute.
+__device__ __forceinline__ void follow() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}

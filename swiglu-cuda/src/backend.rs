@@ -95,7 +95,7 @@ impl Cuda {
     }
 
     fn with(device: Arc<Device>, stream: Arc<CudaStream>) -> Self {
-        let stream = Stream::new(stream, device.health.clone());
+        let stream = Stream::new(stream, &device);
         let tuning = device.tuner.of_env(device.cache());
         Self { queue: Arc::new(Queue::new(device, stream)), family: None, cublas: false, tuning }
     }

@@ -58,7 +58,7 @@ const CALLED_THROUGH_CUDARC: [&str; 46] = [
     "cuModuleLoadData",
     "cuModuleGetFunction",
     "cuFuncSetAttribute",
-    "cuLaunchKernel",
+    "cuLaunchKernelEx",
     "cuTensorMapEncodeTiled",
     "cuGraphInstantiateWithFlags",
     "cuGraphLaunch",

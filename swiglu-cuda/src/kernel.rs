@@ -51,6 +51,11 @@ pub(crate) fn competing_files() -> impl Iterator<Item = (&'static str, &'static 
     sources.into_iter().map(|source| (source.name, source.text)).chain(HEADERS.iter().copied())
 }
 
+/// All of them.
+#[cfg(test)]
+const SOURCES: [&Source; 8] =
+    [&SIMT_GEMM, &MMA_GEMM, &SM90_GEMM, &GEMV, &DECODE, &ELEMENTWISE, &LOSS, &ADAMW];
+
 /// A kernel and everything that it is specialised for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kernel {

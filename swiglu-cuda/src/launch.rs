@@ -14,6 +14,8 @@ use cudarc::driver::sys::{self, CUresult};
 use cudarc::driver::{CudaContext, CudaGraph, CudaStream, DriverError};
 use swiglu_core::{Dtype, Error, Result};
 
+use crate::ComputeCapability;
+use crate::device::Device;
 use crate::error::CudaError;
 use crate::health::Health;
 use crate::hopper::Boxed;
@@ -64,16 +66,23 @@ impl Function {
 /// gridDim.x is at most this; see the table of technical specifications in the CUDA programming guide.
 const MAX_BLOCKS: u64 = (1 << 31) - 1;
 
+/// Hopper, the first whose kernels can wait for the one before them themselves.
+const OVERLAPS: ComputeCapability = ComputeCapability { major: 9, minor: 0 };
+
 /// A stream of a device, and the device's health.
 #[derive(Clone)]
 pub(crate) struct Stream {
     raw: Arc<CudaStream>,
     health: Arc<Health>,
+    /// Whether a kernel is started while the one before it runs. An H100 takes 0.65 us for each empty kernel of a graph
+    /// that way and 0.95 without, and the host 2.7 us for a launch and 4.1.
+    overlaps: bool,
 }
 
 impl Stream {
-    pub(crate) fn new(raw: Arc<CudaStream>, health: Arc<Health>) -> Self {
-        Self { raw, health }
+    pub(crate) fn new(raw: Arc<CudaStream>, device: &Device) -> Self {
+        let overlaps = device.facts.capability >= OVERLAPS;
+        Self { raw, health: device.health.clone(), overlaps }
     }
 
     pub(crate) fn raw(&self) -> &Arc<CudaStream> {
@@ -113,22 +122,28 @@ impl Stream {
             );
         }
         let mut arguments = [std::ptr::from_ref(params).cast::<c_void>().cast_mut()];
+        let mut early = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: blocks as u32,
+            gridDimY: 1,
+            gridDimZ: depth,
+            blockDimX: threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shared_bytes,
+            hStream: self.raw.cu_stream(),
+            attrs: &raw mut early,
+            numAttrs: u32::from(self.overlaps),
+        };
         // SAFETY: *Current context*; `KernelParams` are the structs that the kernels declare, and the driver copies the
-        // argument before it returns; *checked operands* for the addresses in it.
+        // argument and the attribute before it returns; *checked operands* for the addresses in it; *stream order* also
+        // for a kernel that starts early, since every kernel of this crate waits for the one before it in `follow`.
         let code = unsafe {
-            sys::cuLaunchKernel(
-                function.0,
-                blocks as u32,
-                1,
-                depth,
-                threads,
-                1,
-                1,
-                shared_bytes,
-                self.raw.cu_stream(),
-                arguments.as_mut_ptr(),
-                std::ptr::null_mut(),
-            )
+            sys::cuLaunchKernelEx(&raw const config, function.0, arguments.as_mut_ptr(), std::ptr::null_mut())
         };
         if code != CUresult::CUDA_SUCCESS {
             return Err(self.health.failed(&format!("launch of {name}"), code));

@@ -99,6 +99,20 @@ fn kernels_that_no_problem_needs_are_never_chosen() {
     }
 }
 
+/// A kernel starts while the one before it runs: without `follow` it would read what is not yet there.
+#[test]
+fn every_kernel_waits_for_the_one_before_it() {
+    let mut kernels = 0;
+    for source in SOURCES {
+        for kernel in source.text.split("extern \"C\" __global__").skip(1) {
+            let body = kernel.split_once("{\n").map(|(_, body)| body.trim_start());
+            assert!(body.is_some_and(|body| body.starts_with("follow();")), "{}: {kernel}", source.name);
+            kernels += 1;
+        }
+    }
+    assert!(kernels > SOURCES.len(), "{kernels} kernels");
+}
+
 /// What the assembler says where registers went to memory (`N bytes stack frame, N bytes spill stores`), or a warp's
 /// products wait for each other (C75xx).
 fn complaint(log: &str) -> Option<&str> {
