@@ -185,13 +185,14 @@ pub(crate) fn backward<T: Element>(
     }
     if let (Some(sums), Some(dbias)) = (plan.sums, dbias) {
         let (to, add) = destination(&dbias);
-        let out_bytes = sums.out.bytes() * hidden;
-        let partial_bytes = sums.chunks * hidden * size_of::<f32>();
-        for (half, a) in [dab.gate, dab.up].into_iter().enumerate() {
-            let to = Operand { data: to.data + (half * out_bytes) as u64, ..to };
-            let partial = call.at(sums.partial + half * partial_bytes);
-            let params = sums.params((a, batch, hidden), partial, (to, add));
-            column_sums(&call, sums, &params)?;
+        // In place of saved pre-activations the halves are one matrix: half the launches, for the same sums.
+        let row = (hidden * T::DTYPE.bytes()) as u64;
+        let one = dab.up == Operand { data: dab.gate.data + row, ..dab.gate };
+        let (parts, cols) = if one { (1, 2 * hidden) } else { (2, hidden) };
+        for (part, a) in [dab.gate, dab.up].into_iter().enumerate().take(parts) {
+            let to = Operand { data: to.data + (part * sums.out.bytes() * cols) as u64, ..to };
+            let partial = call.at(sums.partial + part * sums.chunks * cols * size_of::<f32>());
+            column_sums(&call, sums, &sums.params((a, batch, cols), partial, (to, add)))?;
         }
     }
     Ok(())
