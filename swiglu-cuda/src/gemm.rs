@@ -23,6 +23,9 @@ pub enum Family {
     /// Hopper's tensor cores, by `wgmma` and TMA, on compute capability 9.0: 16-bit types whose rows start at multiples
     /// of 16 bytes; and f32 in f32's accuracy, each element as the sum of three of bf16, which a pass before makes.
     Sm90,
+    /// Strict f32 products of few tiles, on compute capability 9.0 and later: what is summed over is cut among warps and
+    /// blocks too. Sums are added in another order than by [`Family::Simt`].
+    Sliced,
     /// Products of a vector and a matrix, for batches of up to 8 rows.
     Gemv,
     /// Few rows against weights that are read once: up to 128 rows of 16-bit types on compute capability 9.0. Rows of x
@@ -36,6 +39,7 @@ impl fmt::Display for Family {
             Family::Simt => "simt",
             Family::Mma => "mma",
             Family::Sm90 => "sm90",
+            Family::Sliced => "sliced",
             Family::Gemv => "gemv",
             Family::Decode => "decode",
         })
@@ -120,7 +124,7 @@ impl Hopper {
     }
 }
 
-/// A kernel of the families `simt`, `mma` and `sm90`.
+/// A kernel of the families `simt`, `mma`, `sm90` and `sliced`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Gemm {
     pub(crate) family: Family,
@@ -135,6 +139,8 @@ pub(crate) struct Gemm {
     pub(crate) edge: Edge,
     pub(crate) vectors: Vectors,
     pub(crate) hopper: Hopper,
+    /// Blocks that share a tile, in `sliced`: 1, 2 or 4. Elsewhere 1.
+    pub(crate) slices: u32,
 }
 
 impl Gemm {
@@ -153,14 +159,14 @@ impl Gemm {
         let edge = self.edge.len();
         match (self.family, self.product.is_paired()) {
             // A simt tile holds gate and up columns in its own edge.
-            (Family::Simt, true) => (edge, edge / 2),
+            (Family::Simt | Family::Sliced, true) => (edge, edge / 2),
             (Family::Sm90, false) => (sm90::ROWS, sm90::columns(self)),
             (Family::Sm90, true) => (sm90::ROWS, sm90::columns(self) / 2),
             _ => (edge, edge),
         }
     }
 
-    /// Tiles of an m x n product. Except in `sm90`, each has a block of threads.
+    /// Tiles of an m x n product. Except in `sm90` and `sliced`, each has a block of threads.
     pub(crate) fn tiles(&self, m: u64, n: u64) -> u64 {
         let (rows, cols) = self.tile();
         m.div_ceil(rows).saturating_mul(n.div_ceil(cols))
@@ -179,6 +185,7 @@ impl Gemm {
         match self.family {
             Family::Mma => mma::threads(self),
             Family::Sm90 => sm90::THREADS,
+            Family::Sliced => sliced::THREADS,
             _ => simt::threads(self),
         }
     }
@@ -197,6 +204,7 @@ impl Gemm {
         match self.family {
             Family::Mma => mma::stages(self, facts) * mma::stage_bytes(self, facts),
             Family::Sm90 => sm90::SHARED_BYTES,
+            Family::Sliced => sliced::shared_bytes(self),
             _ => 0,
         }
     }
@@ -211,6 +219,22 @@ mod simt {
             Edge::E128 | Edge::E64 => 256,
             Edge::E32 => 64,
         }
+    }
+}
+
+/// What `sliced_gemm.cu` makes of its macros; the formulas are the same.
+pub(crate) mod sliced {
+    use super::Gemm;
+
+    pub(super) const THREADS: u32 = 256;
+    /// Groups of warps of a block, which hold a tile each.
+    pub(crate) const GROUPS: u32 = 4;
+
+    pub(super) fn shared_bytes(gemm: &Gemm) -> u32 {
+        let slab = |k_inner: bool| if k_inner { 64 * (8 + 4) } else { 8 * 64 };
+        let rings = GROUPS * 4 * (slab(!gemm.a_trans) + slab(gemm.b_trans));
+        let received = if gemm.slices > 1 { 4 * 4 * THREADS } else { 0 };
+        4 * (rings.max(GROUPS * 64 * 64) + received)
     }
 }
 
@@ -278,6 +302,7 @@ impl fmt::Display for Gemm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let order = |trans: bool| if trans { "t" } else { "n" };
         let kind = if self.tf32 { "tf32".to_owned() } else { self.dtype.to_string() };
-        write!(f, "{}-{kind}-{}{}-{}", self.family, order(self.a_trans), order(self.b_trans), self.edge.len())
+        let size = if self.family == Family::Sliced { u64::from(self.slices) } else { self.edge.len() };
+        write!(f, "{}-{kind}-{}{}-{size}", self.family, order(self.a_trans), order(self.b_trans))
     }
 }

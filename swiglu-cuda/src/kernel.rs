@@ -36,6 +36,7 @@ macro_rules! source {
 }
 
 static SIMT_GEMM: Source = source!("simt_gemm.cu");
+static SLICED_GEMM: Source = source!("sliced_gemm.cu");
 static MMA_GEMM: Source = source!("mma_gemm.cu");
 static SM90_GEMM: Source = source!("sm90_gemm.cu");
 static SM90_SPLIT: Source = source!("sm90_split.cu");
@@ -53,13 +54,23 @@ pub(crate) fn competing_files() -> impl Iterator<Item = (&'static str, &'static 
 
 /// All of them.
 #[cfg(test)]
-const SOURCES: [&Source; 8] =
-    [&SIMT_GEMM, &MMA_GEMM, &SM90_GEMM, &GEMV, &DECODE, &ELEMENTWISE, &LOSS, &ADAMW];
+const SOURCES: [&Source; 10] = [
+    &SIMT_GEMM,
+    &SLICED_GEMM,
+    &MMA_GEMM,
+    &SM90_GEMM,
+    &SM90_SPLIT,
+    &GEMV,
+    &DECODE,
+    &ELEMENTWISE,
+    &LOSS,
+    &ADAMW,
+];
 
 /// A kernel and everything that it is specialised for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kernel {
-    /// A product of the families `simt`, `mma` and `sm90`.
+    /// A product of the families `simt`, `mma`, `sm90` and `sliced`.
     Gemm(Gemm),
     /// The fused forward for up to `rows` rows.
     Gemv {
@@ -172,6 +183,7 @@ impl Kernel {
                     &SM90_GEMM
                 }
             }
+            Kernel::Gemm(Gemm { family: Family::Sliced, .. }) => &SLICED_GEMM,
             Kernel::Gemm(_) => &SIMT_GEMM,
             Kernel::Gemv { .. } => &GEMV,
             Kernel::Decode(_) => &DECODE,
@@ -238,7 +250,9 @@ impl Kernel {
         let one_per = |elements: u64| elements.div_ceil(u64::from(THREADS));
         let vectors = |dtype: Dtype| rows.saturating_mul(cols.div_ceil(16 / dtype.bytes() as u64));
         let (blocks, threads) = match *self {
-            Kernel::Gemm(gemm) => (gemm.tiles(rows, cols), gemm.threads()),
+            Kernel::Gemm(gemm) => {
+                (gemm.tiles(rows, cols).saturating_mul(u64::from(gemm.slices)), gemm.threads())
+            }
             Kernel::Gemv { dtype, b_trans, .. } => {
                 let columns = match (b_trans, dtype) {
                     (true, _) => 16,
@@ -307,6 +321,10 @@ fn gemm_defines(gemm: &Gemm, facts: &Facts) -> Defines {
             .with("CLUSTER", if gemm.hopper.pairs { 2 } else { 1 })
             .with("C_BOXES", i64::from(gemm.hopper.boxes))
             .with("FORM_COTANGENTS", i64::from(gemm.hopper.forms.is_some())),
+        Family::Sliced => defines
+            .with("A_VECTOR", i64::from(gemm.vectors.a))
+            .with("B_VECTOR", i64::from(gemm.vectors.b))
+            .with("SLICES", i64::from(gemm.slices)),
         Family::Mma => defines
             .with("BLOCK", edge)
             .with("TF32", i64::from(gemm.tf32))

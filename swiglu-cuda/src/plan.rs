@@ -8,6 +8,7 @@ use crate::arena::Layout;
 use crate::decode::Decode;
 use crate::device::Facts;
 use crate::forming::{PAYS_FROM, Progress};
+use crate::gemm::sliced::GROUPS;
 use crate::gemm::{Edge, Family, GateCode, Gemm, Hopper, Product, Vectors};
 use crate::kernel::{Kernel, gate_code};
 use crate::notes::{Note, Notes};
@@ -176,6 +177,7 @@ impl Planner<'_> {
             edge: Edge::E128,
             vectors: Vectors::default(),
             hopper: Hopper::default(),
+            slices: 1,
         };
         let hopper =
             Gemm { family: Family::Sm90, vectors: wanted.hopper_vectors(), hopper: wanted.hopper(), ..plain };
@@ -192,7 +194,11 @@ impl Planner<'_> {
             _ => {
                 let needed = wanted.dtype == Dtype::F32 || self.facts.capability < MMA;
                 let all = needed && wanted.inputs.min(wanted.outputs) >= VECTOR;
-                Gemm { vectors: Vectors { a: all, b: all, c: all }, ..plain }
+                let plain = Gemm { vectors: Vectors { a: all, b: all, c: all }, ..plain };
+                match self.sliced(plain, wanted, notes) {
+                    Some(sliced) => return sliced,
+                    None => plain,
+                }
             }
         };
         match wanted.tile {
@@ -216,7 +222,7 @@ impl Planner<'_> {
         };
         let by_sm90 = by_mma.or_else(|| self.refused_by_sm90(wanted, hopper));
         match (self.forced, by_mma, by_sm90) {
-            (Some(Family::Simt), ..) => Family::Simt,
+            (Some(Family::Simt | Family::Sliced), ..) => Family::Simt,
             (Some(Family::Mma), None, _) => Family::Mma,
             (_, _, None) => Family::Sm90,
             (Some(Family::Sm90), None, Some(reason)) => {
@@ -238,7 +244,7 @@ impl Planner<'_> {
     /// For f32 in f32's accuracy.
     fn strict_family(&self, wanted: &Wanted, hopper: &Gemm, notes: &mut Notes) -> Family {
         let refused = match self.forced {
-            Some(Family::Simt) => return Family::Simt,
+            Some(Family::Simt | Family::Sliced) => return Family::Simt,
             Some(Family::Mma) => Some("f32 is multiplied in f32 unless Precision::Tf32 is asked for"),
             _ => self.refused_by_split(wanted, hopper),
         };
@@ -314,6 +320,43 @@ impl Planner<'_> {
         } else {
             None
         }
+    }
+
+    /// The kernel of `sliced` for a product on plain cores that it accepts: unless it is forced, one whose tiles of 128
+    /// leave multiprocessors idle.
+    fn sliced(&self, plain: Gemm, wanted: &Wanted, notes: &mut Notes) -> Option<Gemm> {
+        let (m, n) = (wanted.shape.0 as u64, wanted.shape.1 as u64);
+        let multiprocessors = u64::from(self.facts.multiprocessors);
+        let mut sliced = Gemm { family: Family::Sliced, edge: Edge::E64, ..plain };
+        let refused = if self.facts.capability < SM90 || !sliced.fits(&self.facts) {
+            Some("sliced needs compute capability 9.0")
+        } else if wanted.dtype != Dtype::F32 {
+            Some("sliced multiplies f32")
+        } else if wanted.tile != Tile::Auto {
+            Some("sliced has no tiles to choose from")
+        } else {
+            None
+        };
+        match (self.forced, refused) {
+            (Some(Family::Sliced), Some(reason)) => {
+                notes.push(Note::InPlaceOf { family: Family::Simt, asked: Family::Sliced, reason });
+                return None;
+            }
+            (Some(Family::Sliced), None) => {}
+            (None | Some(Family::Decode | Family::Gemv), None)
+                if plain.tiles(m, n).saturating_mul(wanted.depth) < multiprocessors => {}
+            _ => return None,
+        }
+        // As many blocks as there are multiprocessors at most, with a slab of 8 for each group of warps at least.
+        let tiles = sliced.tiles(m, n).saturating_mul(wanted.depth);
+        for slices in [2, 4] {
+            let more = Gemm { slices, ..sliced };
+            let slabs = wanted.k >= 8 * (GROUPS * slices) as usize;
+            if slabs && tiles.saturating_mul(u64::from(slices)) <= multiprocessors && more.fits(&self.facts) {
+                sliced = more;
+            }
+        }
+        Some(sliced)
     }
 
     /// Whether at least a quarter of the multiprocessors' time goes into tiles. 64 tiles on 132 run at 345 TFLOP/s (dX of

@@ -94,7 +94,11 @@ fn kernels_that_no_problem_needs_are_never_chosen() {
         if gemm.family == Family::Simt && gemm.dtype != Dtype::F32 && tensor_cores {
             assert!(!vectors, "{} {gemm:?}", facts.capability);
         }
-        assert!(gemm.family == Family::Simt || tensor_cores, "{} {gemm:?}", facts.capability);
+        if gemm.family == Family::Sliced {
+            assert!(gemm.dtype == Dtype::F32 && facts.capability.major >= 9, "{} {gemm:?}", facts.capability);
+        }
+        let plain = matches!(gemm.family, Family::Simt | Family::Sliced);
+        assert!(plain || tensor_cores, "{} {gemm:?}", facts.capability);
         assert!(gemm.fits(&facts), "{} {gemm:?}", facts.capability);
     }
 }

@@ -606,3 +606,54 @@ fn forced_decode_says_what_it_does_not_take() {
     // Products that it has no part in are chosen as ever.
     assert_eq!(run(H100, &auto(LARGE)).0, "sm90-bf16-nn-128");
 }
+
+/// MNIST's size, whose products have 32, 26 and 208 tiles of 64.
+#[test]
+fn small_f32_products_are_cut_along_k() {
+    let dims = Dims { batch: 128, in_features: 784, hidden: 512 };
+    let launches = |planner: Planner, orientation| {
+        let kind = Some(GradientKind { dtype: Dtype::F32, add: false });
+        let backward = Pass::Backward { saved: true, dx: kind, dwf: kind, dbias: None };
+        let of = |pass| {
+            let problem = Problem::dense(pass, Dtype::F32, dims, orientation, Options::new());
+            let plan = planner.describe("test".into(), &problem).unwrap_or_else(|error| panic!("{error}"));
+            assert!(plan.notes.is_empty(), "{plan}");
+            plan.launches
+        };
+        let names = [of(SAVE), of(backward)].concat().into_iter();
+        names.map(|launch| launch.split(':').next().unwrap_or_default().to_owned()).collect::<Vec<_>>()
+    };
+    let expected = ["sliced-f32-nn-4", "gate-gradient-f32", "sliced-f32-nt-4", "sliced-f32-tn-1"];
+    assert_eq!(launches(planner(H100, None), Orientation::InOut), expected);
+    assert_eq!(launches(planner(H100, None), Orientation::OutIn)[0], "sliced-f32-nt-4");
+    for other in [planner(A100, None), planner(H100, Some(Family::Simt))] {
+        assert!(launches(other, Orientation::InOut).iter().all(|name| !name.starts_with("sliced")));
+    }
+}
+
+#[test]
+fn sliced_says_what_it_does_not_take() {
+    let f32 = |dims| forward(Dtype::F32, dims, Options::new());
+    let small = Dims { batch: 128, in_features: 784, hidden: 512 };
+    let forced = |problem| chosen(planner(H100, Some(Family::Sliced)), &problem);
+    assert_eq!(forced(f32(LARGE)).0, "sliced-f32-nn-1", "as asked");
+    assert_eq!(chosen(planner(H100, None), &f32(LARGE)).0, "sm90-f32-nn-128");
+    for (problem, reason) in [
+        (forward(Dtype::Bf16, small, Options::new()), "sliced multiplies f32"),
+        (forward(Dtype::F32, small, Options::new().tile(Tile::T64)), "sliced has no tiles to choose from"),
+    ] {
+        let (kernel, notes) = forced(problem);
+        assert!(kernel.starts_with("simt-"), "{kernel}");
+        assert_eq!(notes.last(), Some(&format!("simt in place of sliced: {reason}")), "{notes:?}");
+    }
+}
+
+/// A group of warps has a slab of 8 along k, or blocks do not share a tile.
+#[test]
+fn few_terms_are_not_spread_over_blocks() {
+    for (in_features, slices) in [(1, 1), (63, 1), (64, 2), (127, 2), (128, 4)] {
+        let dims = Dims { batch: 64, in_features, hidden: 64 };
+        let gemm = gemm(planner(H100, None), &forward(Dtype::F32, dims, Options::new()));
+        assert_eq!((gemm.family, gemm.slices), (Family::Sliced, slices), "{in_features}");
+    }
+}

@@ -113,6 +113,7 @@ const fn family_code(family: Family) -> u64 {
         Family::Sm90 => 2,
         Family::Gemv => 3,
         Family::Decode => 4,
+        Family::Sliced => 5,
     }
 }
 

@@ -27,6 +27,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         (Family::Simt, Dtype::F32),
         (Family::Simt, Dtype::F16),
         (Family::Simt, Dtype::Bf16),
+        (Family::Sliced, Dtype::F32),
         (Family::Mma, Dtype::F16),
         (Family::Mma, Dtype::Bf16),
     ] {
