@@ -1,8 +1,8 @@
 //! Streams, handles and graphs.
 
 use libtest_mimic::{Failed, Trial};
-use swiglu_core::{Backend, Element, Error, FusedSwiGLU, Host, Matrix};
-use swiglu_cuda::{Cuda, CudaError};
+use swiglu_core::{Backend, Element, Error, FusedSwiGLU, Host, Matrix, Out, bf16};
+use swiglu_cuda::{Cuda, CudaError, CudaMemory, Family};
 
 use crate::cuda;
 
@@ -15,6 +15,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         Trial::test("streams::copies_on_the_device_arrive", device_copies),
         Trial::test("streams::a_long_row_is_copied_in_parts", long_row),
         Trial::test("graphs::a_graph_repeats_the_call_on_new_contents", graph_repeats),
+        Trial::test("graphs::a_graph_forms_cotangents", graph_forms),
         Trial::test("graphs::a_cold_call_is_not_warm", cold_call),
         Trial::test("graphs::dropped_operands_are_parked", parked),
         Trial::test("graphs::an_error_in_the_capture_ends_it", error_in_capture),
@@ -34,7 +35,7 @@ pub(crate) fn noise<T: Element>(rows: usize, cols: usize) -> Result<Matrix<T, Ho
     Ok(matrix)
 }
 
-pub(crate) fn bits(cuda: &Cuda, m: &Matrix<f32, swiglu_cuda::CudaMemory>) -> Result<Vec<u32>, Error> {
+pub(crate) fn bits(cuda: &Cuda, m: &Matrix<f32, CudaMemory>) -> Result<Vec<u32>, Error> {
     Ok(cuda.download(m)?.into_array().iter().map(|value| value.to_bits()).collect())
 }
 
@@ -123,6 +124,34 @@ fn graph_repeats() -> Result<(), Failed> {
     let from_graph = bits(&cuda, &z)?;
     let expected = bits(&cuda, &layer.forward(&x)?)?;
     if from_graph == expected { Ok(()) } else { Err("the graph gave other bits".into()) }
+}
+
+/// dX whose blocks tell each other by counters what is formed, which are set to zero before it.
+fn graph_forms() -> Result<(), Failed> {
+    let cuda = cuda()?.with_family(Family::Sm90);
+    let (batch, in_features, hidden) = (1160, 136, 2184);
+    let mut layer = FusedSwiGLU::<bf16, _>::init(&cuda, in_features, hidden, 3)?;
+    let (x, dz) = (cuda.upload(&noise(batch, in_features)?)?, cuda.upload(&noise(batch, hidden)?)?);
+    let (mut z, mut dx) = (cuda.zeros(batch, hidden)?, cuda.zeros::<bf16>(batch, in_features)?);
+    let mut saved = layer.saved(batch)?;
+    let mut step = |dx: &mut Matrix<bf16, CudaMemory>| {
+        layer.forward_train_into(x.view(), z.view_mut(), &mut saved)?;
+        layer.backward(x.view(), dz.view(), &mut saved, Some(Out::write(dx)))
+    };
+    step(&mut dx)?;
+    let values = |dx: &Matrix<bf16, CudaMemory>| -> Result<Vec<u16>, Error> {
+        Ok(cuda.download(dx)?.into_array().iter().map(|value| value.to_bits()).collect())
+    };
+    let expected = values(&dx)?;
+    let mut graph = cuda.capture(|| step(&mut dx))?;
+    for _ in 0..3 {
+        cuda.copy_in(Matrix::<bf16, Host>::host_zeros(batch, in_features)?.view(), dx.view_mut())?;
+        graph.launch()?;
+        if values(&dx)? != expected {
+            return Err("the graph gave other bits".into());
+        }
+    }
+    Ok(())
 }
 
 fn not_warm(outcome: Result<impl std::fmt::Debug, Error>) -> Result<(), Failed> {
