@@ -16,10 +16,6 @@
 #pragma once
 #include "product.cuh"
 
-#ifndef TF32
-#define TF32 0
-#endif
-
 static_assert((DTYPE == F32) == (TF32 == 1), "the tensor cores take 16-bit elements, or f32 rounded to tf32");
 static_assert(BLOCK == 32 || BLOCK == 64 || BLOCK == 128, "the tiles that warps are laid out for");
 

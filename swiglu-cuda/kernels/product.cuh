@@ -2,6 +2,11 @@
 #pragma once
 #include "params.cuh"
 
+// Whether f32 operands are multiplied as tf32, which rounds them to 11 bits.
+#ifndef TF32
+#define TF32 0
+#endif
+
 #ifndef OUT_F32
 #define OUT_F32 0
 #endif

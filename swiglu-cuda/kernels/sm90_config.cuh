@@ -7,7 +7,8 @@
 #include "product.cuh"
 #include "sm90_ptx.cuh"
 
-static_assert(DTYPE == F16 || DTYPE == BF16, "wgmma reads operands of other types only where k is contiguous");
+static_assert((DTYPE == F32) == (TF32 == 1), "wgmma takes 16-bit elements, or f32 that is rounded to tf32");
+static_assert(TF32 == 0 || (A_TRANS == 0 && B_TRANS == 1), "wgmma reads tf32 only where k is contiguous");
 static_assert(CLUSTER == 1 || CLUSTER == 2, "blocks that copy each other's part of B");
 
 constexpr u32 kWarpgroup = 128;
@@ -25,10 +26,13 @@ constexpr u32 kTileN = 256;
 // Columns of the matrices in C, of which there are two in paired products, in a tile and in a half.
 constexpr u32 kColumns = kTileN / kHalves;
 constexpr u32 kHalfColumns = kColumns / 2;
-// A whole 128-byte line of 16-bit elements, the widest swizzle.
-constexpr u32 kTileK = 64;
+// A whole 128-byte line of elements, the widest swizzle: 64 of 16 bits, or 32 of tf32.
+constexpr u32 kTileK = 128 / sizeof(In::Bits);
+// One wgmma takes 32 bytes of k: 16 elements of 16 bits, or 8 of tf32.
+constexpr u32 kSteps = 4;
+constexpr u32 kStepK = kTileK / kSteps;
 
-// Everything moves in boxes of 64 rows x 128 bytes: 64 x 64 elements of A and B, and of C, or 64 x 32 of a C in f32.
+// Everything moves in boxes of 64 rows x 128 bytes: 64 x 64 elements of A, B and C, or 64 x 32 of those in f32.
 constexpr u32 kBoxBytes = 64 * 128;
 constexpr u32 kBoxColumns = 128 / sizeof(Out::Bits);
 constexpr u32 kBoxesA = kTileM / 64;

@@ -1,9 +1,16 @@
 // GEMM on Hopper's tensor cores, with the gate function on the sums where PRODUCT has one.
 //
-// Macros: DTYPE (F16 or BF16), A_TRANS, B_TRANS, PRODUCT, GATE_FUNCTION, OUT_F32 (C of STORE is f32), CLUSTER (1 or 2
-// blocks, which share B), C_BOXES (C and pre are written by TMA: their rows start and end at multiples of 16 bytes, and
-// nothing is added), C_VECTOR (dz, and C without C_BOXES, may be accessed two elements at a time), FORM_COTANGENTS (A is
-// formed first, as sm90_cotangents.cuh has it).
+// Macros: DTYPE (F16 or BF16, or F32 with TF32), A_TRANS, B_TRANS, PRODUCT, GATE_FUNCTION, OUT_F32 (C of STORE is f32),
+// CLUSTER (1 or 2 blocks, which share B), C_BOXES (C and pre are written by TMA: their rows start and end at multiples of
+// 16 bytes, and nothing is added), C_VECTOR (dz, and C without C_BOXES, may be accessed two elements at a time),
+// FORM_COTANGENTS (A is formed first, as sm90_cotangents.cuh has it).
+//
+// With TF32 operands are f32 that was rounded before (ROUND, in elementwise.cu): tensor cores would cut the low bits off,
+// and read 32-bit elements only along k. They also cut off what they add to a sum, towards zero: one step in 8 of k loses
+// up to a bit, 0.9 * 2^-24 |a| . |b| on average where all products are positive. Measured on an H100 against sums in f64
+// of rounded operands: 2e-6, 1e-5 and 3e-5 in the Frobenius norm at k = 784, 4096, 14336 for normal factors, of which
+// rounding costs 2.9e-4; 5e-6, 2.7e-5 and 1.0e-4 for positive ones. The forward at 4096, 4096, 11008 runs at 380
+// TFLOP/s, and at 328 with the rounding.
 //
 // Data and row strides of A and B are multiples of 16 bytes; m, n and k are free, but not 0: TMA reads zeros outside a
 // matrix and, up to 16 bytes, writes nothing there. The grid is as many blocks as run at once, of kThreads threads; each
@@ -19,8 +26,11 @@
 // In between they multiply whole tiles: products of 256 columns read A once, where two of 128 columns would read it
 // twice and run into the 128 bytes a clock of shared memory.
 #include "sm90_config.cuh"
-#include "sm90_cotangents.cuh"
 #include "sm90_epilogue.cuh"
+#include "sm90_schedule.cuh"
+#if FORM_COTANGENTS
+#include "sm90_cotangents.cuh"
+#endif
 
 typedef RingCursor<kStages> Cursor;
 
@@ -102,9 +112,9 @@ __device__ __forceinline__ void produce(const Sm90Params& p, const Ring& ring, c
 
 // A warpgroup that multiplies.
 struct Consumer {
-    // Operands that are contiguous along k take 32 bytes of it in each step, others 16 rows.
-    static constexpr u64 kStepA = (A_TRANS ? 16 * 128 : 32) >> 4;
-    static constexpr u64 kStepB = (B_TRANS ? 32 : 16 * 128) >> 4;
+    // Operands that are contiguous along k take 32 bytes of it in each step, others kStepK rows.
+    static constexpr u64 kStepA = (A_TRANS ? kStepK * 128 : 32) >> 4;
+    static constexpr u64 kStepB = (B_TRANS ? 32 : kStepK * 128) >> 4;
 
     const Ring& ring;
     u32 number;
@@ -136,7 +146,7 @@ struct Consumer {
             if (half == 0) wait(ring.full(from.stage), from.parity);
             fence_operands();
 #pragma unroll
-            for (u32 step = 0; step < kTileK / 16; ++step) {
+            for (u32 step = 0; step < kSteps; ++step) {
                 multiply<A_TRANS, !B_TRANS>(d, a(from.stage) + step * kStepA, b(from.stage, half) + step * kStepB,
                                             !fresh || (block | step) != 0);
             }
@@ -153,7 +163,7 @@ struct Consumer {
             wait(ring.full(cursor.stage), cursor.parity);
             fence_operands();
 #pragma unroll
-            for (u32 step = 0; step < kTileK / 16; ++step) {
+            for (u32 step = 0; step < kSteps; ++step) {
                 multiply<A_TRANS, !B_TRANS>(d[0], d[1], a(cursor.stage) + step * kStepA,
                                             b(cursor.stage, 0) + step * kStepB);
             }

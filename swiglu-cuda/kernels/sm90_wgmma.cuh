@@ -30,6 +30,32 @@
 // 16 * warp + lane / 4 + i / 2 * 8, column 8 * j + lane % 4 * 2 + i % 2.
 typedef float Sums[64];
 
+#if TF32
+
+// d = d * keep + a . b for 8 of k, where keep is 0 or 1, for 64 rows and 128 columns. tf32 is read only along k. The sums
+// are the tensor cores' until wait_for_products.
+template <bool a_trans, bool b_trans>
+__device__ __forceinline__ void multiply(Sums& d, u64 a, u64 b, bool keep) {
+    static_assert(!a_trans && !b_trans, "wgmma transposes 16-bit elements only");
+    asm volatile(
+        "{\n.reg .pred keep;\nsetp.ne.b32 keep, %66, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k8.f32.tf32.tf32 {" WGMMA_0_63 "}, %64, %65, keep, 1, 1;\n}"
+        : WGMMA_64(d)
+        : "l"(a), "l"(b), "r"(static_cast<u32>(keep)));
+}
+
+// The same for 256 columns, left and right 128, all of which are kept.
+template <bool a_trans, bool b_trans>
+__device__ __forceinline__ void multiply(Sums& left, Sums& right, u64 a, u64 b) {
+    static_assert(!a_trans && !b_trans, "wgmma transposes 16-bit elements only");
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n256k8.f32.tf32.tf32 {" WGMMA_0_63 ", " WGMMA_64_127 "}, %128, %129, 1, 1, 1;"
+        : WGMMA_64(left), WGMMA_64(right)
+        : "l"(a), "l"(b));
+}
+
+#else
+
 // d = d * keep + a . b for 16 of k, where keep is 0 or 1, for 64 rows and 128 columns. `a_trans` and `b_trans` say that
 // the operand is contiguous along m or n in place of k. The sums are the tensor cores' until wait_for_products.
 template <bool a_trans, bool b_trans>
@@ -51,6 +77,8 @@ __device__ __forceinline__ void multiply(Sums& left, Sums& right, u64 a, u64 b) 
         : WGMMA_64(left), WGMMA_64(right)
         : "l"(a), "l"(b), "n"(a_trans), "n"(b_trans));
 }
+
+#endif
 
 // Registers and shared memory that were written before are there for the products that follow.
 __device__ __forceinline__ void fence_operands() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }

@@ -21,7 +21,8 @@ pub enum Family {
     /// Rows must start at multiples of 16 bytes.
     Mma,
     /// Hopper's tensor cores, by `wgmma` and TMA, on compute capability 9.0: 16-bit types whose rows start at multiples
-    /// of 16 bytes; and f32 in f32's accuracy, each element as the sum of three of bf16, which a pass before makes.
+    /// of 16 bytes; f32 in f32's accuracy, each element as the sum of three of bf16, which a pass before makes; and f32 as
+    /// TF32 when asked for, which a pass before rounds.
     Sm90,
     /// Strict f32 products of few tiles, on compute capability 9.0 and later: what is summed over is cut among warps and
     /// blocks too. Sums are added in another order than by [`Family::Simt`].
@@ -151,7 +152,12 @@ impl Gemm {
 
     /// Whether operands are f32 split into parts of bf16.
     pub(crate) fn splits(&self) -> bool {
-        self.family == Family::Sm90 && self.dtype == Dtype::F32
+        self.family == Family::Sm90 && self.dtype == Dtype::F32 && !self.tf32
+    }
+
+    /// Whether operands are f32 that was rounded to TF32, contiguous along k, first.
+    pub(crate) fn rounds(&self) -> bool {
+        self.family == Family::Sm90 && self.tf32
     }
 
     /// Rows and columns of C that a block of threads computes; columns of one half in paired products.

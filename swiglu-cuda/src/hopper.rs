@@ -43,7 +43,7 @@ impl Boxed {
 const BOX: u32 = 64;
 
 /// Starts `products` products of `sm90`, or one of as many segments as `params` says. Operands that are split are given
-/// by their parts.
+/// by their parts, and those that are rounded as they are then.
 pub(crate) fn launch(call: &Call<'_>, gemm: Gemm, products: u32, params: &GemmParams) -> Result<()> {
     start(call, gemm, Sm90Params { products, gemm: *params, ..Sm90Params::default() })
 }

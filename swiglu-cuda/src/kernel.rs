@@ -108,6 +108,11 @@ pub(crate) enum Kernel {
     },
     /// Three matrices of bf16 for one of f32, whose sum they are.
     Split,
+    /// f32 rounded to TF32.
+    Round {
+        /// Whether rows become columns.
+        transposed: bool,
+    },
     /// c += bias.
     AddBias {
         /// Element type.
@@ -141,6 +146,9 @@ pub(crate) enum Kernel {
 
 /// Threads of a block of every kernel but the products and `decode`.
 const THREADS: u32 = 256;
+
+/// Edge of the tile that a block of the pass `ROUND` takes.
+const ROUND_EDGE: u64 = 64;
 
 /// Blocks of a launch, copies of the grid (independent products), and threads of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,6 +199,7 @@ impl Kernel {
             | Kernel::GateBackward { .. }
             | Kernel::Realign { .. }
             | Kernel::Split
+            | Kernel::Round { .. }
             | Kernel::AddBias { .. }
             | Kernel::PartialSums { .. }
             | Kernel::TotalSums { .. } => &ELEMENTWISE,
@@ -227,6 +236,10 @@ impl Kernel {
                 .with("GATE_FUNCTION", i64::from(gate.0)),
             Kernel::Realign { dtype } => Defines::default().with("PASS", 5).with("DTYPE", dtype_code(dtype)),
             Kernel::Split => Defines::default().with("PASS", 6).with("DTYPE", dtype_code(Dtype::F32)),
+            Kernel::Round { transposed } => Defines::default()
+                .with("PASS", 7)
+                .with("DTYPE", dtype_code(Dtype::F32))
+                .with("TRANSPOSED", flag(transposed)),
             Kernel::AddBias { dtype } => Defines::default().with("PASS", 2).with("DTYPE", dtype_code(dtype)),
             Kernel::PartialSums { dtype } => {
                 Defines::default().with("PASS", 3).with("DTYPE", dtype_code(dtype))
@@ -269,6 +282,9 @@ impl Kernel {
             Kernel::Split => {
                 let vectors = parts::whole_rows(rows).saturating_mul(cols.div_ceil(parts::VECTOR as u64));
                 (one_per(vectors), THREADS)
+            }
+            Kernel::Round { .. } => {
+                (rows.div_ceil(ROUND_EDGE).saturating_mul(cols.div_ceil(ROUND_EDGE)), THREADS)
             }
             // Rows are the chunks here, and one in the second stage.
             Kernel::PartialSums { .. } | Kernel::TotalSums { .. } => {
@@ -318,6 +334,7 @@ fn gemm_defines(gemm: &Gemm, facts: &Facts) -> Defines {
     let edge = gemm.edge.len() as i64;
     match gemm.family {
         Family::Sm90 => defines
+            .with("TF32", i64::from(gemm.tf32))
             .with("CLUSTER", if gemm.hopper.pairs { 2 } else { 1 })
             .with("C_BOXES", i64::from(gemm.hopper.boxes))
             .with("FORM_COTANGENTS", i64::from(gemm.hopper.forms.is_some())),
@@ -348,6 +365,9 @@ impl fmt::Display for Kernel {
             Kernel::GateBackward { dtype, .. } => write!(f, "gate-gradient-{dtype}"),
             Kernel::Realign { dtype } => write!(f, "realign-{dtype}"),
             Kernel::Split => f.write_str("split-f32"),
+            Kernel::Round { transposed } => {
+                f.write_str(if *transposed { "round-tf32-t" } else { "round-tf32" })
+            }
             Kernel::AddBias { dtype } => write!(f, "add-bias-{dtype}"),
             Kernel::PartialSums { dtype } => write!(f, "column-sums-{dtype}"),
             Kernel::TotalSums { out } => write!(f, "column-sums-to-{out}"),

@@ -28,6 +28,9 @@
 //! takes less time, products on tensor cores of elements in three parts of bf16, which are at least as exact. The parts
 //! take 6 bytes of workspace for each element of an operand; [`Cuda::with_family`] and [`Family::Simt`] do without.
 //!
+//! TF32 ([`Precision::Tf32`](swiglu_core::Precision)) on Hopper rounds the operands of large products in a pass before, into 4
+//! bytes of workspace for each element; [`Family::Mma`] does without, at half the speed.
+//!
 //! `Route::Composed`, and the dense products of [`Cuda::with_cublas`], go through cuBLAS, which is looked for when such a
 //! call first needs it: `SWIGLU_CUBLAS` names the library, else the usual names and toolkits are tried.
 //!

@@ -10,7 +10,12 @@ use crate::memory::CudaMemory;
 use crate::params::{ColumnSumsParams, GateParams, GemmParams, Operand};
 use crate::plan::{Cotangents, Planner, Sums};
 use crate::queue::{Call, Queue};
-use crate::realign::Room;
+use crate::realign::{Room, Rounded};
+
+/// Starts a product whose operands are rounded first, where there is room for that.
+fn launch_rounded(call: &Call<'_>, gemm: Gemm, rounded: &Rounded, params: &GemmParams) -> Result<()> {
+    launch_gemm(call, gemm, &rounded.fill(call, params)?)
+}
 
 /// Starts a product whose operands are in place.
 pub(crate) fn launch_gemm(call: &Call<'_>, gemm: Gemm, params: &GemmParams) -> Result<()> {
@@ -73,7 +78,7 @@ pub(crate) fn forward<T: Element>(
         params.pre = [Operand::write(&gate), Operand::write(&up)];
     }
     match plan.kernel {
-        Kernel::Gemm(gemm) => launch_gemm(&call, gemm, &params),
+        Kernel::Gemm(gemm) => launch_rounded(&call, gemm, &plan.rounded, &params),
         Kernel::Decode(decode) => hopper::launch_decode(&call, decode, &params),
         kernel => call.launch_on(kernel, params.m, params.n, &params),
     }
@@ -122,7 +127,7 @@ pub(crate) fn backward<T: Element>(
             let (x, weights) = projected(gemm);
             let projection = projection((batch, x), (&w, weights))?;
             let params = GemmParams { c: [dab.gate, dab.up], dz: Operand::read(dz), ..projection };
-            launch_gemm(&call, gemm, &params)?;
+            launch_rounded(&call, gemm, &plan.rounded.cotangents, &params)?;
             dab
         }
         (Cotangents::Saved { gate, to }, Some(pre)) => {
@@ -176,12 +181,15 @@ pub(crate) fn backward<T: Element>(
                 let params = GemmParams { dz: Operand::read(dz), alpha, limit, ..params };
                 hopper::launch_forming(&call, gemm, progress, &params)?;
             }
-            Cotangents::Saved { .. } | Cotangents::Recomputed { .. } => launch_gemm(&call, gemm, &params)?,
+            Cotangents::Saved { .. } | Cotangents::Recomputed { .. } => {
+                launch_rounded(&call, gemm, &plan.rounded.dx, &params)?;
+            }
         }
     }
     if let (Some(gemm), Some(dwf)) = (plan.dwf, dwf) {
         let x = projected(gemm).0;
-        launch_gemm(&call, gemm, &weight_gradient(w.orientation(), (batch, x), factor(gemm), dwf))?;
+        let params = weight_gradient(w.orientation(), (batch, x), factor(gemm), dwf);
+        launch_rounded(&call, gemm, &plan.rounded.dwf, &params)?;
     }
     if let (Some(sums), Some(dbias)) = (plan.sums, dbias) {
         let (to, add) = destination(&dbias);

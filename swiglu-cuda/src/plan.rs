@@ -13,7 +13,7 @@ use crate::gemm::{Edge, Family, GateCode, Gemm, Hopper, Product, Vectors};
 use crate::kernel::{Kernel, gate_code};
 use crate::notes::{Note, Notes};
 use crate::params::{ColumnSumsParams, Operand};
-use crate::realign::{Realigned, Room};
+use crate::realign::{Named, Realigned, Room, Rounded};
 use crate::tune::{Asked, Choices, Told, Variant};
 use crate::{ComputeCapability, composed};
 
@@ -39,6 +39,15 @@ const SPLIT_ENDS: f64 = 96.0;
 /// Seconds for an element of an operand, of which splitting reads 4 bytes and writes 6; and for the start of three passes.
 const SPLIT_ELEMENT: f64 = 3.5e-12;
 const SPLIT_PASSES: f64 = 12e-6;
+/// What TF32 of `sm90`, once its operands are rounded, and of `mma` do in a second, where tiles fill an H100: 380 to 386 and
+/// 157 TFLOP/s in forwards of 4096, 4096, 11008 and 8192, 4096, 14336.
+const ROUNDED_RATE: f64 = 385e12;
+const MMA_TF32_RATE: f64 = 160e12;
+/// Seconds for an element of an operand, of which rounding reads 4 bytes and writes 4, at 2.8 TB/s; and for the start of
+/// three passes and of a product whose tiles are large: 0.047 ms and 0.044 by `mma` at 1024, 784, 2048, and 0.069 and 0.084
+/// at 2048, 784, 2048.
+const ROUND_ELEMENT: f64 = 2.9e-12;
+const ROUND_PASSES: f64 = 16e-6;
 /// Operands that L2 (50 MB on an H100) does not hold are copied by pairs of blocks: it supplies 32 bytes a clock to each
 /// multiprocessor that way and 48 without, of which it ran short: 720 and 609 TFLOP/s at 8192, 4096, 14336. Where it
 /// holds them, blocks by themselves start sooner: 394 and 370 at 8192, 256, 1024.
@@ -87,6 +96,10 @@ struct Wanted {
 }
 
 impl Wanted {
+    fn is_tf32(&self) -> bool {
+        self.dtype == Dtype::F32 && self.precision == Precision::Tf32
+    }
+
     fn hopper(&self) -> Hopper {
         let (m, n) = self.shape;
         let (columns, out) = match self.product {
@@ -99,7 +112,7 @@ impl Wanted {
         let boxes = whole && self.outputs >= VECTOR && !self.add;
         // What f32 in parts needs of L2 is little for its products: 124 TFLOP/s without pairs and 119 with them. It was measured
         // with the raster of pairs, 8 rows of tiles.
-        let split = self.dtype == Dtype::F32;
+        let split = self.dtype == Dtype::F32 && !self.is_tf32();
         let pairs = !split && (bytes > PAIRS_FROM_BYTES || !self.several(boxes));
         Hopper { pairs, boxes, forms: None, group: Hopper::group(pairs || split) }
     }
@@ -166,7 +179,7 @@ impl Planner<'_> {
 
     /// The choice that needs no measurement.
     fn analytic(&self, wanted: &Wanted, notes: &mut Notes) -> Gemm {
-        let tf32 = wanted.dtype == Dtype::F32 && wanted.precision == Precision::Tf32;
+        let tf32 = wanted.is_tf32();
         let plain = Gemm {
             family: Family::Simt,
             dtype: wanted.dtype,
@@ -179,8 +192,16 @@ impl Planner<'_> {
             hopper: Hopper::default(),
             slices: 1,
         };
-        let hopper =
-            Gemm { family: Family::Sm90, vectors: wanted.hopper_vectors(), hopper: wanted.hopper(), ..plain };
+        let hopper = Gemm {
+            family: Family::Sm90,
+            tf32,
+            // Rounding makes both operands contiguous along k.
+            a_trans: wanted.a_trans && !tf32,
+            b_trans: wanted.b_trans || tf32,
+            vectors: wanted.hopper_vectors(),
+            hopper: wanted.hopper(),
+            ..plain
+        };
         let largest = match self.family(wanted, tf32, &hopper, notes) {
             Family::Sm90 => return hopper,
             Family::Mma => Gemm {
@@ -220,7 +241,9 @@ impl Planner<'_> {
         } else {
             None
         };
-        let by_sm90 = by_mma.or_else(|| self.refused_by_sm90(wanted, hopper));
+        // Rounding reads any rows.
+        let any_rows = tf32 && self.forced != Some(Family::Mma);
+        let by_sm90 = if any_rows { None } else { by_mma }.or_else(|| self.refused_by_sm90(wanted, hopper));
         match (self.forced, by_mma, by_sm90) {
             (Some(Family::Simt | Family::Sliced), ..) => Family::Simt,
             (Some(Family::Mma), None, _) => Family::Mma,
@@ -279,15 +302,8 @@ impl Planner<'_> {
     /// Whether products of parts take less time than those of f32, splitting included. A backward splits an operand
     /// once for two products, which this leaves out.
     fn pays_to_split(&self, wanted: &Wanted, hopper: &Gemm) -> bool {
-        let (m, n) = wanted.shape;
-        let tiles = hopper.tiles(m as u64, n as u64).saturating_mul(wanted.depth);
-        let multiprocessors = u64::from(self.facts.multiprocessors);
-        let filled = tiles.div_ceil(multiprocessors).saturating_mul(multiprocessors) as f64 / tiles as f64;
-        let columns = if wanted.product.is_paired() { 2.0 * n as f64 } else { n as f64 };
-        let (m, k) = (m as f64, wanted.k as f64);
-        // Of whichever of the products in a launch.
-        let area = m * columns * wanted.depth as f64;
-        let elements = (m + columns * wanted.depth as f64) * k;
+        let (area, elements, filled) = self.work(wanted, hopper);
+        let k = wanted.k as f64;
         let split =
             2.0 * area * (k + SPLIT_ENDS) * filled / SPLIT_RATE + elements * SPLIT_ELEMENT + SPLIT_PASSES;
         split < 2.0 * area * k / SIMT_RATE
@@ -297,13 +313,44 @@ impl Planner<'_> {
     fn refused_by_sm90(&self, wanted: &Wanted, hopper: &Gemm) -> Option<&'static str> {
         if let Some(reason) = self.refused_by_tiles(wanted, hopper) {
             Some(reason)
-        } else if wanted.dtype == Dtype::F32 {
-            Some("sm90 does not round f32 to TF32")
+        } else if wanted.is_tf32() {
+            self.refused_by_rounding(wanted, hopper)
         } else if self.forced != Some(Family::Sm90) && !self.occupies(hopper, wanted) {
             Some("tiles of sm90 would leave most multiprocessors idle")
         } else {
             None
         }
+    }
+
+    /// Why a product of TF32 is not one for `sm90`, which has tiles for it.
+    fn refused_by_rounding(&self, wanted: &Wanted, hopper: &Gemm) -> Option<&'static str> {
+        if !wanted.room {
+            Some("sm90 needs room for rounded operands")
+        } else if self.forced != Some(Family::Sm90) && !self.pays_to_round(wanted, hopper) {
+            Some("mma is as fast as rounding f32 first")
+        } else {
+            None
+        }
+    }
+
+    /// Whether products of operands that are rounded first take less time than those of `mma`.
+    fn pays_to_round(&self, wanted: &Wanted, hopper: &Gemm) -> bool {
+        let (area, elements, filled) = self.work(wanted, hopper);
+        let k = wanted.k as f64;
+        let rounded = 2.0 * area * k * filled / ROUNDED_RATE + elements * ROUND_ELEMENT + ROUND_PASSES;
+        rounded < 2.0 * area * k / MMA_TF32_RATE
+    }
+
+    /// Elements of C in all products of a launch, those of A and B, and how much longer tiles take than if they filled the
+    /// multiprocessors each time.
+    fn work(&self, wanted: &Wanted, hopper: &Gemm) -> (f64, f64, f64) {
+        let (m, n) = wanted.shape;
+        let tiles = hopper.tiles(m as u64, n as u64).saturating_mul(wanted.depth);
+        let multiprocessors = u64::from(self.facts.multiprocessors);
+        let filled = tiles.div_ceil(multiprocessors).saturating_mul(multiprocessors) as f64 / tiles as f64;
+        let columns = if wanted.product.is_paired() { 2.0 * n as f64 } else { n as f64 };
+        let (m, depth) = (m as f64, wanted.depth as f64);
+        (m * columns * depth, (m + columns * depth) * wanted.k as f64, filled)
     }
 
     /// Why a product is not one for tiles of `sm90`, of whichever type.
@@ -425,12 +472,14 @@ impl Planner<'_> {
         let (gate, ..) = gate_code(problem.gate)?;
         let mut notes = Notes::default();
         let (mut realigned, mut workspace) = (Realigned::default(), Layout::default());
+        let mut rounded = Rounded::default();
         let automatic = self.forced.is_none() || self.forced == Some(Family::Decode);
         let decode = self.decode(problem, gate);
         let refused = self.refused_by_decode(problem, &decode);
         if automatic && refused.is_none() {
             let decode = self.tuned_decode(problem, decode);
-            return Ok(ForwardPlan { realigned, kernel: Kernel::Decode(decode), workspace_bytes: 0, notes });
+            let kernel = Kernel::Decode(decode);
+            return Ok(ForwardPlan { realigned, rounded, kernel, workspace_bytes: 0, notes });
         }
         let gemv = automatic && problem.options.tile == Tile::Auto;
         let (family, kernel) = if batch <= GEMV_ROWS && (gemv || self.forced == Some(Family::Gemv)) {
@@ -451,13 +500,16 @@ impl Planner<'_> {
             let gemm = self.projection(&problem, Product::Gate(gate), accesses.z.align.min(pre), &mut notes);
             if gemm.splits() {
                 realigned = Realigned::parts(&problem, true, true, &mut workspace);
+            } else if gemm.rounds() {
+                (realigned, workspace) = Default::default();
+                rounded = rounded_projection(&problem, &mut workspace);
             }
             (gemm.family, Kernel::Gemm(gemm))
         };
         if let (Some(Family::Decode), Some(reason)) = (self.forced, refused) {
             notes.push(Note::InPlaceOf { family, asked: Family::Decode, reason });
         }
-        Ok(ForwardPlan { realigned, kernel, workspace_bytes: workspace.bytes(), notes })
+        Ok(ForwardPlan { realigned, rounded, kernel, workspace_bytes: workspace.bytes(), notes })
     }
 
     /// Whether operands that tensor cores cannot read are copied for them. A copy moves each byte twice, and without it
@@ -549,7 +601,7 @@ impl Planner<'_> {
         let mut notes = Notes::default();
         let mut workspace = Layout::default();
         let realigns = self.realigns(&problem);
-        let realigned = match realigns {
+        let mut realigned = match realigns {
             true => {
                 let (reads_x, reads_w) = (!saved || dwf.is_some(), !saved || dx.is_some());
                 Realigned::of(&mut problem, reads_x, reads_w, &mut workspace)
@@ -622,8 +674,11 @@ impl Planner<'_> {
         let split = SplitOperands::of(&problem, cotangents, (dx, dwf), &mut workspace);
         let sums = dbias
             .map(|GradientKind { dtype: out, .. }| Sums::new(dtype, out, batch, 2 * hidden, &mut workspace));
-        let workspace_bytes = workspace.bytes();
-        Ok(BackwardPlan { realigned, cotangents, split, dx, dwf, sums, workspace_bytes, notes })
+        let (rounded, workspace_bytes) = RoundedOperands::of(&problem, cotangents, (dx, dwf), workspace);
+        let reads = |gemm: Option<Gemm>| gemm.is_some_and(|gemm| !gemm.rounds());
+        let again = reads(cotangents.gemm());
+        realigned.keep(again || reads(dwf), again || reads(dx));
+        Ok(BackwardPlan { realigned, cotangents, split, rounded, dx, dwf, sums, workspace_bytes, notes })
     }
 
     /// Whether dX forms the cotangents that it reads, whose rows have this alignment. Each of its blocks forms as much, so
@@ -635,7 +690,7 @@ impl Planner<'_> {
         let occupied = tiles.saturating_mul(4) >= 3 * u64::from(self.facts.multiprocessors);
         let pays = occupied && in_features >= PAYS_FROM && gemm.hopper.pairs;
         gemm.family == Family::Sm90
-            && !gemm.splits()
+            && gemm.dtype != Dtype::F32
             && gemm.hopper.boxes
             && dab.min(problem.accesses.z.align) >= VECTOR
             && (pays || self.forced == Some(Family::Sm90))
@@ -650,10 +705,11 @@ impl Planner<'_> {
         let planner = Planner { choices: Some(&told), ..*self };
         let (launches, bytes, notes) = match problem.pass {
             Pass::Forward { save } => {
-                let ForwardPlan { kernel, realigned, workspace_bytes, notes } =
+                let ForwardPlan { kernel, realigned, rounded, workspace_bytes, notes } =
                     planner.forward(problem, save)?;
                 let last = format!("{kernel}: {} of both projections", problem.gate);
-                (realigned.launches().chain([last]).collect(), workspace_bytes, notes)
+                let before = realigned.launches().chain(rounded.launches());
+                (before.chain([last]).collect(), workspace_bytes, notes)
             }
             Pass::Backward { .. } => {
                 let plan = planner.backward(problem)?;
@@ -669,6 +725,7 @@ impl Planner<'_> {
 #[derive(Clone, Debug)]
 pub(crate) struct ForwardPlan {
     pub(crate) realigned: Realigned,
+    pub(crate) rounded: Rounded,
     pub(crate) kernel: Kernel,
     pub(crate) workspace_bytes: usize,
     pub(crate) notes: Notes,
@@ -683,6 +740,16 @@ pub(crate) enum Cotangents {
     Formed { progress: Progress },
     /// The projections once more, with the gate gradient as their epilogue, into the workspace.
     Recomputed { gemm: Gemm, to: [Room; 2] },
+}
+
+impl Cotangents {
+    /// The product that recomputes them.
+    fn gemm(&self) -> Option<Gemm> {
+        match *self {
+            Cotangents::Recomputed { gemm, .. } => Some(gemm),
+            Cotangents::Saved { .. } | Cotangents::Formed { .. } => None,
+        }
+    }
 }
 
 /// Room for the parts of what a backward's products read in parts. Others read the same operands as they are.
@@ -700,12 +767,8 @@ impl SplitOperands {
         workspace: &mut Layout,
     ) -> Self {
         let splits = |gemm: Option<Gemm>| gemm.is_some_and(|gemm| gemm.splits());
-        let again = match cotangents {
-            Cotangents::Recomputed { gemm, .. } => gemm.splits(),
-            Cotangents::Saved { .. } | Cotangents::Formed { .. } => false,
-        };
         let Dims { batch, hidden, .. } = problem.dims;
-        let (dx, dwf) = (splits(dx), splits(dwf));
+        let (again, dx, dwf) = (splits(cotangents.gemm()), splits(dx), splits(dwf));
         Self {
             projected: Realigned::parts(problem, again || dwf, again || dx, workspace),
             dab: (dx || dwf).then(|| [(); 2].map(|()| Room::parts((batch, hidden), workspace))),
@@ -716,6 +779,64 @@ impl SplitOperands {
     fn launches(&self) -> (impl Iterator<Item = String>, impl Iterator<Item = String>) {
         let dab = self.dab.into_iter().flatten().zip(["dG", "dU"]);
         (self.projected.launches(), dab.map(|(room, name)| room.launch(name)))
+    }
+}
+
+const X: &str = "x";
+const GATE_WEIGHTS: &str = "gate weights";
+const UP_WEIGHTS: &str = "up weights";
+
+/// Room for what the projections read, rounded.
+fn rounded_projection(problem: &Problem, workspace: &mut Layout) -> Rounded {
+    let Dims { batch, in_features, hidden } = problem.dims;
+    let half = problem.orientation.half_shape(in_features, hidden);
+    let turned = problem.orientation == Orientation::InOut;
+    let x: Named = (X, (batch, in_features));
+    Rounded::new((&[x], false), (&[(GATE_WEIGHTS, half), (UP_WEIGHTS, half)], turned), workspace)
+}
+
+/// Room for what a backward's products of TF32 read. Each rounds its operands right before it runs, so all have the same
+/// room.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct RoundedOperands {
+    pub(crate) cotangents: Rounded,
+    pub(crate) dx: Rounded,
+    pub(crate) dwf: Rounded,
+}
+
+impl RoundedOperands {
+    /// Besides, the bytes of a workspace with this behind what is in it.
+    fn of(
+        problem: &Problem,
+        cotangents: Cotangents,
+        (dx, dwf): (Option<Gemm>, Option<Gemm>),
+        workspace: Layout,
+    ) -> (Self, usize) {
+        let Dims { batch, in_features, hidden } = problem.dims;
+        let half = problem.orientation.half_shape(in_features, hidden);
+        let out_in = problem.orientation == Orientation::OutIn;
+        let weights = [(GATE_WEIGHTS, half), (UP_WEIGHTS, half)];
+        let dab = [("dG", (batch, hidden)), ("dU", (batch, hidden))];
+        let x = [(X, (batch, in_features))];
+        let mut bytes = workspace.bytes();
+        let mut room = |gemm: Option<Gemm>, operands: &dyn Fn(&mut Layout) -> Rounded| {
+            if !gemm.is_some_and(|gemm| gemm.rounds()) {
+                return Rounded::default();
+            }
+            let mut own = workspace;
+            let rounded = operands(&mut own);
+            bytes = bytes.max(own.bytes());
+            rounded
+        };
+        let rounded = Self {
+            cotangents: room(cotangents.gemm(), &|own| rounded_projection(problem, own)),
+            dx: room(dx, &|own| Rounded::new((&dab, false), (&weights, out_in), own)),
+            dwf: room(dwf, &|own| match problem.orientation {
+                Orientation::InOut => Rounded::new((&x, true), (&dab, true), own),
+                Orientation::OutIn => Rounded::new((&dab, true), (&x, true), own),
+            }),
+        };
+        (rounded, bytes)
     }
 }
 
@@ -770,6 +891,7 @@ pub(crate) struct BackwardPlan {
     pub(crate) realigned: Realigned,
     pub(crate) cotangents: Cotangents,
     pub(crate) split: SplitOperands,
+    pub(crate) rounded: RoundedOperands,
     pub(crate) dx: Option<Gemm>,
     pub(crate) dwf: Option<Gemm>,
     pub(crate) sums: Option<Sums>,
@@ -789,12 +911,15 @@ impl BackwardPlan {
             }
             Cotangents::Formed { .. } => "saved pre-activations become dAB, and dX",
             Cotangents::Recomputed { gemm, .. } => {
+                launches.extend(self.rounded.cotangents.launches());
                 launches.push(format!("{gemm}: dAB from both projections"));
                 "dX"
             }
         };
         launches.extend(after);
+        launches.extend(self.rounded.dx.launches());
         launches.extend(self.dx.map(|gemm| format!("{gemm}: {dx}")));
+        launches.extend(self.rounded.dwf.launches());
         launches.extend(self.dwf.map(|gemm| format!("{gemm}: both halves of dWf")));
         if let Some(sums) = self.sums {
             launches.push(format!("{}: dbias", Kernel::PartialSums { dtype: sums.dtype }));

@@ -1,14 +1,18 @@
-//! Operands that tensor cores cannot read, copied as something that they can: rows that start elsewhere, or f32 in parts.
+//! Operands that tensor cores cannot read, copied as something that they can: rows that start elsewhere, f32 in parts, or
+//! f32 rounded to TF32.
 
 use swiglu_core::{Dtype, Problem, Result};
 
 use crate::arena::Layout;
 use crate::kernel::Kernel;
-use crate::params::{Operand, RealignParams};
+use crate::params::{GemmParams, Operand, RealignParams};
 use crate::queue::Call;
 
 /// Bytes that rows start at multiples of: the unit of `cp.async`, `ldmatrix` and TMA.
 pub(crate) const ROW_BYTES: usize = 16;
+
+/// Elements of a row of TF32 are a multiple of this: 128 bytes, a line of L2, which 16 lanes then write whole.
+const ROUNDED_ROW: usize = 32;
 
 /// Elements of a row that is a whole number of [`ROW_BYTES`].
 pub(crate) fn padded(cols: usize, dtype: Dtype) -> usize {
@@ -37,6 +41,10 @@ enum Form {
     Same,
     /// Those of f32 in parts.
     Parts,
+    /// Those of f32 rounded to TF32.
+    Rounded,
+    /// The same, rows as columns.
+    Turned,
 }
 
 /// A matrix in the workspace, with rows at multiples of [`ROW_BYTES`].
@@ -67,8 +75,19 @@ impl Room {
         Self { form: Form::Parts, rows, ..Self::new((all, cols), Dtype::Bf16, workspace) }
     }
 
+    /// For a matrix of f32 rounded to TF32, `turned` to have its rows as columns. Rows are whole lines of L2.
+    pub(crate) fn rounded((rows, cols): (usize, usize), turned: bool, workspace: &mut Layout) -> Self {
+        let (down, along) = if turned { (cols, rows) } else { (rows, cols) };
+        let stride = along.next_multiple_of(ROUNDED_ROW);
+        let offset = workspace.part(down.saturating_mul(stride).saturating_mul(size_of::<f32>()));
+        let form = if turned { Form::Turned } else { Form::Rounded };
+        Self { form, rows, cols, dtype: Dtype::F32, offset, stride }
+    }
+
     fn kernel(&self) -> Kernel {
         match self.form {
+            Form::Rounded => Kernel::Round { transposed: false },
+            Form::Turned => Kernel::Round { transposed: true },
             Form::Same => Kernel::Realign { dtype: self.dtype },
             Form::Parts => Kernel::Split,
         }
@@ -79,6 +98,8 @@ impl Room {
         let what = match self.form {
             Form::Same => "rows to 16 bytes",
             Form::Parts => "in three parts of bf16",
+            Form::Rounded => "rounded",
+            Form::Turned => "rounded and transposed",
         };
         format!("{}: {name}, {what}", self.kernel())
     }
@@ -102,6 +123,55 @@ impl Room {
         let params = RealignParams { from, to, rows: self.rows as i64, cols: self.cols as i64 };
         call.launch_on(self.kernel(), params.rows, params.cols, &params)?;
         Ok(to)
+    }
+}
+
+/// A matrix of f32 that a product reads.
+pub(crate) type Named = (&'static str, (usize, usize));
+
+/// Room for the operands of one product, rounded to TF32 and contiguous along what is summed over, which is how `wgmma`
+/// reads them. No two products of a backward read one in the same arrangement.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Rounded {
+    a: [Option<(Room, &'static str)>; 2],
+    b: [Option<(Room, &'static str)>; 2],
+}
+
+impl Rounded {
+    /// Room for operands A and B, each given with whether its rows are along k. One that is given once serves both
+    /// products of a launch.
+    pub(crate) fn new(
+        (a, a_turned): (&[Named], bool),
+        (b, b_turned): (&[Named], bool),
+        workspace: &mut Layout,
+    ) -> Self {
+        let mut rooms = |named: &[Named], turned| {
+            [0, 1].map(|i| {
+                let &(name, shape) = named.get(i)?;
+                Some((Room::rounded(shape, turned, workspace), name))
+            })
+        };
+        Self { a: rooms(a, a_turned), b: rooms(b, b_turned) }
+    }
+
+    /// The launches, as a plan lists them.
+    pub(crate) fn launches(&self) -> impl Iterator<Item = String> + use<> {
+        self.a.into_iter().chain(self.b).flatten().map(|(room, name)| room.launch(name))
+    }
+
+    /// Enqueues the passes, if there are any. What comes back has what they made in place of A and B.
+    pub(crate) fn fill(&self, call: &Call<'_>, params: &GemmParams) -> Result<GemmParams> {
+        let fill = |[first, second]: [Option<(Room, _)>; 2], from: [Operand; 2]| -> Result<[Operand; 2]> {
+            let Some((first, _)) = first else { return Ok(from) };
+            let made = first.fill(call, from[0])?;
+            let other = match second {
+                Some((second, _)) => second.fill(call, from[1])?,
+                None if from[1] == Operand::NONE => Operand::NONE,
+                None => made,
+            };
+            Ok([made, other])
+        };
+        Ok(GemmParams { a: fill(self.a, params.a)?, b: fill(self.b, params.b)?, ..*params })
     }
 }
 
@@ -130,6 +200,13 @@ impl Realigned {
             gate: room(reads_w, &mut accesses.gate.align, half),
             up: room(reads_w, &mut accesses.up.align, half),
         }
+    }
+
+    /// Leaves out what no product reads after all.
+    pub(crate) fn keep(&mut self, reads_x: bool, reads_w: bool) {
+        self.x = self.x.filter(|_| reads_x);
+        self.gate = self.gate.filter(|_| reads_w);
+        self.up = self.up.filter(|_| reads_w);
     }
 
     /// Room for the parts of what products read of x and the weights.
@@ -174,6 +251,16 @@ mod tests {
         assert_eq!((room.rows, room.cols, room.stride), (65, 9, 16));
         assert_eq!(workspace.bytes(), 3 * 128 * 16 * 2);
         assert_eq!(parts::whole_rows(0), 0);
+    }
+
+    #[test]
+    fn rounded_rows_are_whole_lines() {
+        let mut workspace = Layout::default();
+        let room = Room::rounded((65, 9), false, &mut workspace);
+        assert_eq!((room.rows, room.cols, room.stride, room.offset), (65, 9, 32, 0));
+        let room = Room::rounded((65, 9), true, &mut workspace);
+        assert_eq!((room.rows, room.cols, room.stride, room.offset), (65, 9, 96, 65 * 32 * 4));
+        assert_eq!(workspace.bytes(), (65 * 32 + 9 * 96) * 4);
     }
 
     #[test]

@@ -44,8 +44,9 @@ fn aligned(mut problem: Problem, bytes: u32) -> Problem {
 /// The kernel of a forward as it names itself, and what is said about it.
 fn chosen(planner: Planner<'_>, problem: &Problem) -> (String, Vec<String>) {
     let plan = planner.describe("test".into(), problem).unwrap_or_else(|error| panic!("{error}"));
-    let split = plan.launches.iter().take_while(|launch| launch.starts_with("split-f32")).count();
-    let [launch] = &plan.launches[split..] else { panic!("a forward is one launch besides splits: {plan}") };
+    let converts = |launch: &&String| launch.starts_with("split-f32") || launch.starts_with("round-tf32");
+    let first = plan.launches.iter().take_while(converts).count();
+    let [launch] = &plan.launches[first..] else { panic!("a forward is one launch besides these: {plan}") };
     (launch.split(':').next().unwrap_or_default().to_owned(), plan.notes)
 }
 
@@ -68,7 +69,8 @@ fn sixteen_bits_go_to_tensor_cores_and_f32_where_it_stays_f32() {
         (Dtype::F16, Precision::Strict, ["mma-f16-nn-128", "sm90-f16-nn-128"]),
         // In parts of bf16, which together are as exact.
         (Dtype::F32, Precision::Strict, ["simt-f32-nn-128", "sm90-f32-nn-128"]),
-        (Dtype::F32, Precision::Tf32, ["mma-tf32-nn-128"; 2]),
+        // Rounded and transposed first.
+        (Dtype::F32, Precision::Tf32, ["mma-tf32-nn-128", "sm90-tf32-nt-128"]),
         // A precision of f32 says nothing about others.
         (Dtype::Bf16, Precision::Tf32, ["mma-bf16-nn-128", "sm90-bf16-nn-128"]),
     ] {
@@ -168,6 +170,80 @@ fn what_a_backward_multiplies_is_split_once() {
         let products = plan.launches.iter().filter(|launch| launch.starts_with("sm90-f32")).count();
         assert_eq!(products, usize::from(!saved) + usize::from(dx.is_some()) + usize::from(dwf.is_some()));
     }
+}
+
+/// Where TF32 runs on Hopper's instructions: from enough work on to pay for rounding, of rows at any address.
+#[test]
+fn tf32_is_rounded_first_where_that_pays() {
+    let kernel = |forced, dims, tile, bytes| {
+        let options = Options::new().precision(Precision::Tf32).tile(tile);
+        chosen(planner(H100, forced), &aligned(forward(Dtype::F32, dims, options), bytes))
+    };
+    let dims = |batch, in_features, hidden| Dims { batch, in_features, hidden };
+    // Milliseconds with rounding, and by mma.
+    for (shape, rounded) in [
+        (dims(4096, 4096, 11008), true), // 2.25, 4.70
+        (dims(512, 4096, 11008), true),  // 0.523, 0.547
+        (dims(1024, 1024, 4096), true),  // 0.087, 0.107
+        (dims(8192, 784, 512), true),    // 0.075, 0.083
+        (dims(128, 4096, 11008), false), // 0.504, 0.215
+        (dims(256, 4096, 11008), false), // 0.456, 0.363
+        (dims(512, 1024, 4096), false),  // 0.065, 0.059
+        (dims(1024, 784, 2048), false),  // 0.047, 0.044
+        (dims(512, 512, 1024), false),   // 0.027, 0.015
+    ] {
+        let (chosen, notes) = kernel(None, shape, Tile::Auto, 16);
+        assert_eq!((chosen.starts_with("sm90-tf32-nt"), notes), (rounded, vec![]), "{shape:?}: {chosen}");
+        assert!(kernel(Some(Family::Sm90), shape, Tile::Auto, 16).0.starts_with("sm90-tf32"), "{shape:?}");
+        assert!(kernel(Some(Family::Mma), shape, Tile::Auto, 16).0.starts_with("mma-tf32"), "{shape:?}");
+    }
+    assert_eq!(kernel(None, LARGE, Tile::Auto, 4), ("sm90-tf32-nt-128".to_owned(), vec![]));
+    let (kernel, notes) = kernel(Some(Family::Sm90), LARGE, Tile::T64, 16);
+    assert_eq!(
+        (kernel.as_str(), notes),
+        ("mma-tf32-nn-64", vec!["mma in place of sm90: sm90 has tiles of 128 rows".to_owned()])
+    );
+}
+
+/// Each product rounds what it reads, contiguous along what it sums over, into room that it shares with the others.
+#[test]
+fn products_of_tf32_have_their_operands_rounded() {
+    let dims = Dims { batch: 4096, in_features: 4096, hidden: 11008 };
+    let kind = Some(GradientKind { dtype: Dtype::F32, add: false });
+    let (x, half) = (4096 * 4096, 4096 * 11008);
+    let options = Options::new().precision(Precision::Tf32);
+    let launches = |orientation, bytes| {
+        let pass = Pass::Backward { saved: false, dx: kind, dwf: kind, dbias: None };
+        let problem = aligned(Problem::dense(pass, Dtype::F32, dims, orientation, options), bytes);
+        let plan = planner(H100, None).describe("test".into(), &problem);
+        let plan = plan.unwrap_or_else(|error| panic!("{error}"));
+        if bytes == 16 {
+            // dAB, and the operands of dX, of which there are most.
+            assert_eq!(plan.workspace_bytes, (2 * half + 4 * half) * 4, "{plan}");
+            assert!(x + 2 * half < 4 * half);
+        }
+        plan.launches
+    };
+    let turned = |name: &str| format!("round-tf32-t: {name}, rounded and transposed");
+    let straight = |name: &str| format!("round-tf32: {name}, rounded");
+    let expected = |weights: [String; 2], weights_of_dx: [String; 2], dwf: [&str; 3]| {
+        let mut list = vec![straight("x")];
+        list.extend(weights);
+        list.push("sm90-tf32-nt-128: dAB from both projections".to_owned());
+        list.extend(["dG", "dU"].map(straight));
+        list.extend(weights_of_dx);
+        list.push("sm90-tf32-nt-128: dX".to_owned());
+        list.extend(dwf.map(turned));
+        list.push("sm90-tf32-nt-128: both halves of dWf".to_owned());
+        list
+    };
+    let weights = ["gate weights", "up weights"];
+    let in_out = expected(weights.map(turned), weights.map(straight), ["x", "dG", "dU"]);
+    assert_eq!(launches(Orientation::InOut, 16), in_out);
+    // Nobody reads aligned copies.
+    assert_eq!(launches(Orientation::InOut, 4), in_out);
+    let out_in = expected(weights.map(straight), weights.map(turned), ["dG", "dU", "x"]);
+    assert_eq!(launches(Orientation::OutIn, 16), out_in);
 }
 
 /// Operands that tensor cores cannot read are copied, each by itself. Outputs may be anywhere.

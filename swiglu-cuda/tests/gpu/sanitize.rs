@@ -63,6 +63,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trials.push(Trial::test(format!("sanitize::decode::forward_{dtype}"), run));
     }
     trials.push(Trial::test("sanitize::mma::tf32", tf32));
+    trials.push(Trial::test("sanitize::sm90::tf32", rounded));
     for check in [
         // Empty dimensions and odd strides.
         Check::Differential(Pass::Forward, Dtype::Bf16),
@@ -201,6 +202,23 @@ fn integers(rows: usize, cols: usize, salt: usize) -> swiglu_core::Result<Matrix
         *value = (bits >> 16) as f32 % 5.0 - 2.0;
     }
     Ok(matrix)
+}
+
+/// Products of `sm90`, rounded first, of less than a tile, of edges of several, and of rows that are no whole vectors.
+fn rounded() -> Result<(), Failed> {
+    let (hopper, plain) = (cuda()?.with_family(Family::Sm90), cuda()?.with_family(Family::Simt));
+    for edge in [32, 130, 385] {
+        for orientation in [Orientation::InOut, Orientation::OutIn] {
+            for save in [Save::PreActivations, Save::Input] {
+                let options = Options::new().precision(Precision::Tf32);
+                let ours = tf32_step(&hopper, edge, orientation, save, options)?;
+                if ours != tf32_step(&plain, edge, orientation, save, Options::new())? {
+                    return Err(format!("{edge} {orientation:?} {save:?}: sm90 differs from simt").into());
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 fn tf32() -> Result<(), Failed> {

@@ -68,6 +68,9 @@ pub(super) fn kernels(facts: Facts) -> Vec<Kernel> {
     if found.kernels.iter().any(|kernel| matches!(kernel, Kernel::Gemm(gemm) if gemm.splits())) {
         found.add(Kernel::Split);
     }
+    if found.kernels.iter().any(|kernel| matches!(kernel, Kernel::Gemm(gemm) if gemm.rounds())) {
+        BOTH.into_iter().for_each(|transposed| found.add(Kernel::Round { transposed }));
+    }
     // What tuning may put in their place.
     for kernel in found.kernels.clone() {
         kernel.variants(&facts).into_iter().for_each(|variant| found.add(kernel.with(variant)));
@@ -202,7 +205,8 @@ pub(super) fn class(kernel: Kernel) -> Kernel {
 }
 
 /// Whether a thinned sweep may leave a kernel to the whole one: a gate function in one more type and arrangement of the
-/// weights in `sm90`, where NVRTC takes two seconds for each. f32 has the gate functions of `simt`.
+/// weights in `sm90`, where NVRTC takes two seconds for each. f32 has the gate functions of
+/// `simt`, and TF32 those of `mma`.
 pub(super) fn is_one_more(kernel: Kernel) -> bool {
     let Kernel::Gemm(Gemm { family: Family::Sm90, dtype, b_trans, product, hopper, .. }) = kernel else {
         return false;
