@@ -1,7 +1,13 @@
 //! What is planned for which problem, on devices that exist as numbers only.
 
+use swiglu_core::{Dims, Dtype, Gate, GradientKind, Options, Orientation, Pass, Precision, Problem, Tile};
+
+use super::backward::BackwardPlan;
 use super::*;
-use swiglu_core::{Gate, Options};
+use crate::arena::Layout;
+use crate::gemm::{Edge, Gemm, Hopper, Product, Vectors};
+use crate::kernel::Kernel;
+use crate::params::Operand;
 
 const H100: Facts = Facts {
     capability: ComputeCapability { major: 9, minor: 0 },

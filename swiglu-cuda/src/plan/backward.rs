@@ -1,0 +1,310 @@
+//! The plan of a backward: where dAB comes from, and the products and sums that read it.
+
+use swiglu_core::{Dims, Dtype, GradientKind, Orientation, Pass, Problem, Result};
+
+use super::forward::{GATE_WEIGHTS, UP_WEIGHTS, X, rounded_projection};
+use super::product::Wanted;
+use super::{Planner, VECTOR, halves};
+use crate::arena::Layout;
+use crate::forming::{PAYS_FROM, Progress};
+use crate::gemm::{Family, GateCode, Gemm, Hopper, Product};
+use crate::kernel::{Kernel, gate_code};
+use crate::notes::Notes;
+use crate::params::{ColumnSumsParams, Operand};
+use crate::realign::{Realigned, Room, Rounded};
+
+impl Planner<'_> {
+    /// The kernels of a backward.
+    pub(crate) fn backward(&self, problem: &Problem) -> Result<BackwardPlan> {
+        let Pass::Backward { saved, dx, dwf, dbias } = problem.pass else {
+            return Err(swiglu_core::Error::Unsupported {
+                backend: "swiglu-cuda",
+                what: "a forward as a backward",
+            });
+        };
+        let mut problem = *problem;
+        let Problem { dims: Dims { batch, in_features, hidden }, dtype, .. } = problem;
+        let (gate, ..) = gate_code(problem.gate)?;
+        let mut notes = Notes::default();
+        let mut workspace = Layout::default();
+        let realigns = self.realigns(&problem);
+        let mut realigned = match realigns {
+            true => {
+                let (reads_x, reads_w) = (!saved || dwf.is_some(), !saved || dx.is_some());
+                Realigned::of(&mut problem, reads_x, reads_w, &mut workspace)
+            }
+            false => Realigned::default(),
+        };
+        let accesses = problem.accesses;
+        let mut rooms = || [(); 2].map(|()| Room::new((batch, hidden), dtype, &mut workspace));
+        let in_place = halves(accesses.pre, hidden, dtype);
+        let multiplied = dx.is_some() || dwf.is_some();
+        let (cotangents, dab) = if saved && realigns && multiplied && in_place < VECTOR {
+            (Cotangents::Saved { gate, to: Some(rooms()) }, VECTOR)
+        } else if saved {
+            (Cotangents::Saved { gate, to: None }, in_place)
+        } else {
+            let product = Product::GateGradient(gate);
+            let to = rooms();
+            let gemm = self.projection(&problem, product, accesses.z.align.min(VECTOR), &mut notes);
+            (Cotangents::Recomputed { gemm, to }, VECTOR)
+        };
+        let weights = accesses.gate.align.min(accesses.up.align);
+        let trans = problem.orientation == Orientation::OutIn;
+        let wanted = Wanted {
+            dtype,
+            precision: problem.options.precision,
+            tile: problem.options.tile,
+            product: Product::Store { out: dtype },
+            a_trans: false,
+            b_trans: !trans,
+            shape: (batch, in_features),
+            k: 2 * hidden,
+            segments: 2,
+            add: dx.is_some_and(|dx| dx.add),
+            depth: 1,
+            saves: false,
+            inputs: dab.min(weights),
+            outputs: accesses.dx.align,
+            room: true,
+        };
+        let dx = dx.map(|_| self.analytic(&wanted, &mut notes));
+        let (cotangents, dx) = match (cotangents, dx) {
+            (Cotangents::Saved { gate, to: None }, Some(gemm)) if self.forms(&gemm, &problem, dab) => {
+                match Progress::new((batch, hidden), in_features, &mut workspace) {
+                    Some(progress) => {
+                        let (forms, group) = (Some(gate), Hopper::group(true));
+                        let hopper = Hopper { pairs: true, forms, group, ..gemm.hopper };
+                        (Cotangents::Formed { progress }, Some(Gemm { hopper, ..gemm }))
+                    }
+                    None => (cotangents, Some(self.tuned(gemm, &wanted))),
+                }
+            }
+            _ => (cotangents, dx.map(|gemm| self.tuned(gemm, &wanted))),
+        };
+        let dwf = dwf.map(|GradientKind { dtype: out, add }| {
+            let wanted = Wanted {
+                product: Product::Store { out },
+                a_trans: true,
+                b_trans: false,
+                shape: problem.orientation.half_shape(in_features, hidden),
+                k: batch,
+                segments: 1,
+                add,
+                depth: 2,
+                inputs: dab.min(accesses.x.align),
+                outputs: accesses.dwf_gate.align.min(accesses.dwf_up.align),
+                ..wanted
+            };
+            self.gemm(&wanted, &mut notes)
+        });
+        let split = SplitOperands::of(&problem, cotangents, (dx, dwf), &mut workspace);
+        let sums = dbias
+            .map(|GradientKind { dtype: out, .. }| Sums::new(dtype, out, batch, 2 * hidden, &mut workspace));
+        let (rounded, workspace_bytes) = RoundedOperands::of(&problem, cotangents, (dx, dwf), workspace);
+        let reads = |gemm: Option<Gemm>| gemm.is_some_and(|gemm| !gemm.rounds());
+        let again = reads(cotangents.gemm());
+        realigned.keep(again || reads(dwf), again || reads(dx));
+        Ok(BackwardPlan { realigned, cotangents, split, rounded, dx, dwf, sums, workspace_bytes, notes })
+    }
+
+    /// Whether dX forms the cotangents that it reads, whose rows have this alignment. Each of its blocks forms as much, so
+    /// there have to be enough: with tiles for 24 of 132 multiprocessors it takes 0.073 ms, and 0.065 with a pass of its own
+    /// (2048, 768, 2048).
+    fn forms(&self, gemm: &Gemm, problem: &Problem, dab: u32) -> bool {
+        let Dims { batch, in_features, .. } = problem.dims;
+        let tiles = gemm.tiles(batch as u64, in_features as u64);
+        let occupied = tiles.saturating_mul(4) >= 3 * u64::from(self.facts.multiprocessors);
+        let pays = occupied && in_features >= PAYS_FROM && gemm.hopper.pairs;
+        gemm.family == Family::Sm90
+            && gemm.dtype != Dtype::F32
+            && gemm.hopper.boxes
+            && dab.min(problem.accesses.z.align) >= VECTOR
+            && (pays || self.forced == Some(Family::Sm90))
+    }
+}
+
+/// Where dAB comes from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Cotangents {
+    /// Saved pre-activations become it, in place or in the workspace.
+    Saved { gate: GateCode, to: Option<[Room; 2]> },
+    /// Saved pre-activations become it in place, within dX.
+    Formed { progress: Progress },
+    /// The projections once more, with the gate gradient as their epilogue, into the workspace.
+    Recomputed { gemm: Gemm, to: [Room; 2] },
+}
+
+impl Cotangents {
+    /// The product that recomputes them.
+    fn gemm(&self) -> Option<Gemm> {
+        match *self {
+            Cotangents::Recomputed { gemm, .. } => Some(gemm),
+            Cotangents::Saved { .. } | Cotangents::Formed { .. } => None,
+        }
+    }
+}
+
+/// Room for the parts of what a backward's products read in parts. Others read the same operands as they are.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct SplitOperands {
+    pub(crate) projected: Realigned,
+    pub(crate) dab: Option<[Room; 2]>,
+}
+
+impl SplitOperands {
+    fn of(
+        problem: &Problem,
+        cotangents: Cotangents,
+        (dx, dwf): (Option<Gemm>, Option<Gemm>),
+        workspace: &mut Layout,
+    ) -> Self {
+        let splits = |gemm: Option<Gemm>| gemm.is_some_and(|gemm| gemm.splits());
+        let Dims { batch, hidden, .. } = problem.dims;
+        let (again, dx, dwf) = (splits(cotangents.gemm()), splits(dx), splits(dwf));
+        Self {
+            projected: Realigned::parts(problem, again || dwf, again || dx, workspace),
+            dab: (dx || dwf).then(|| [(); 2].map(|()| Room::parts((batch, hidden), workspace))),
+        }
+    }
+
+    /// The launches before dAB is there, and those after it.
+    fn launches(&self) -> (impl Iterator<Item = String>, impl Iterator<Item = String>) {
+        let dab = self.dab.into_iter().flatten().zip(["dG", "dU"]);
+        (self.projected.launches(), dab.map(|(room, name)| room.launch(name)))
+    }
+}
+
+/// Room for what a backward's products of TF32 read. Each rounds its operands right before it runs, so all have the same
+/// room.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct RoundedOperands {
+    pub(crate) cotangents: Rounded,
+    pub(crate) dx: Rounded,
+    pub(crate) dwf: Rounded,
+}
+
+impl RoundedOperands {
+    /// Besides, the bytes of a workspace with this behind what is in it.
+    fn of(
+        problem: &Problem,
+        cotangents: Cotangents,
+        (dx, dwf): (Option<Gemm>, Option<Gemm>),
+        workspace: Layout,
+    ) -> (Self, usize) {
+        let Dims { batch, in_features, hidden } = problem.dims;
+        let half = problem.orientation.half_shape(in_features, hidden);
+        let out_in = problem.orientation == Orientation::OutIn;
+        let weights = [(GATE_WEIGHTS, half), (UP_WEIGHTS, half)];
+        let dab = [("dG", (batch, hidden)), ("dU", (batch, hidden))];
+        let x = [(X, (batch, in_features))];
+        let mut bytes = workspace.bytes();
+        let mut room = |gemm: Option<Gemm>, operands: &dyn Fn(&mut Layout) -> Rounded| {
+            if !gemm.is_some_and(|gemm| gemm.rounds()) {
+                return Rounded::default();
+            }
+            let mut own = workspace;
+            let rounded = operands(&mut own);
+            bytes = bytes.max(own.bytes());
+            rounded
+        };
+        let rounded = Self {
+            cotangents: room(cotangents.gemm(), &|own| rounded_projection(problem, own)),
+            dx: room(dx, &|own| Rounded::new((&dab, false), (&weights, out_in), own)),
+            dwf: room(dwf, &|own| match problem.orientation {
+                Orientation::InOut => Rounded::new((&x, true), (&dab, true), own),
+                Orientation::OutIn => Rounded::new((&dab, true), (&x, true), own),
+            }),
+        };
+        (rounded, bytes)
+    }
+}
+
+/// Column sums in two stages: within chunks of rows, and over the chunks. Chunks depend on the number of rows alone.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sums {
+    pub(crate) dtype: Dtype,
+    pub(crate) out: Dtype,
+    pub(crate) rows_per_chunk: usize,
+    pub(crate) chunks: usize,
+    /// Offset of the sums of the chunks in the workspace, in bytes.
+    pub(crate) partial: usize,
+}
+
+impl Sums {
+    /// At least this many rows make a chunk worth a block of threads, and at most so many chunks are summed by one
+    /// thread in the second stage.
+    const ROWS: usize = 64;
+    const CHUNKS: usize = 64;
+
+    pub(crate) fn new(dtype: Dtype, out: Dtype, rows: usize, cols: usize, workspace: &mut Layout) -> Self {
+        let rows_per_chunk = rows.div_ceil(Self::CHUNKS).max(Self::ROWS);
+        let chunks = rows.div_ceil(rows_per_chunk).max(1);
+        let partial = workspace.part(chunks * cols * size_of::<f32>());
+        Self { dtype, out, rows_per_chunk, chunks, partial }
+    }
+
+    /// The argument of both stages for a matrix; `partial` is where the sums of its chunks go.
+    pub(crate) fn params(
+        &self,
+        (a, rows, cols): (Operand, usize, usize),
+        partial: u64,
+        (to, add): (Operand, bool),
+    ) -> ColumnSumsParams {
+        ColumnSumsParams {
+            a,
+            to: to.data,
+            partial,
+            rows: rows as i64,
+            cols: cols as i64,
+            rows_per_chunk: self.rows_per_chunk as i64,
+            chunks: self.chunks as i64,
+            add: u32::from(add),
+            unused: 0,
+        }
+    }
+}
+
+/// What a backward enqueues.
+#[derive(Clone, Debug)]
+pub(crate) struct BackwardPlan {
+    pub(crate) realigned: Realigned,
+    pub(crate) cotangents: Cotangents,
+    pub(crate) split: SplitOperands,
+    pub(crate) rounded: RoundedOperands,
+    pub(crate) dx: Option<Gemm>,
+    pub(crate) dwf: Option<Gemm>,
+    pub(crate) sums: Option<Sums>,
+    pub(crate) workspace_bytes: usize,
+    pub(crate) notes: Notes,
+}
+
+impl BackwardPlan {
+    pub(super) fn launches(&self, problem: &Problem) -> Vec<String> {
+        let (before, after) = self.split.launches();
+        let mut launches: Vec<_> = self.realigned.launches().chain(before).collect();
+        let dx = match self.cotangents {
+            Cotangents::Saved { gate, .. } => {
+                let kernel = Kernel::GateBackward { dtype: problem.dtype, gate };
+                launches.push(format!("{kernel}: saved pre-activations become dAB"));
+                "dX"
+            }
+            Cotangents::Formed { .. } => "saved pre-activations become dAB, and dX",
+            Cotangents::Recomputed { gemm, .. } => {
+                launches.extend(self.rounded.cotangents.launches());
+                launches.push(format!("{gemm}: dAB from both projections"));
+                "dX"
+            }
+        };
+        launches.extend(after);
+        launches.extend(self.rounded.dx.launches());
+        launches.extend(self.dx.map(|gemm| format!("{gemm}: {dx}")));
+        launches.extend(self.rounded.dwf.launches());
+        launches.extend(self.dwf.map(|gemm| format!("{gemm}: both halves of dWf")));
+        if let Some(sums) = self.sums {
+            launches.push(format!("{}: dbias", Kernel::PartialSums { dtype: sums.dtype }));
+            launches.push(format!("{}: dbias", Kernel::TotalSums { out: sums.out }));
+        }
+        launches
+    }
+}
