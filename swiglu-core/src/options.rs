@@ -32,7 +32,8 @@ impl Tile {
 /// Precision of `f32` products on CUDA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum Precision {
-    /// The accuracy and the range of `f32` arithmetic throughout, infinities and subnormals included.
+    /// The accuracy and the range of `f32` arithmetic, infinities included. A backend that makes these products of
+    /// parts says where at the ends of the range they are coarser: `swiglu-cuda` does, on Hopper.
     #[default]
     Strict,
     /// TF32 tensor cores: operands rounded to 11 bits. Never chosen silently. The CPU has none and computes strictly.

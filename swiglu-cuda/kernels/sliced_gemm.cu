@@ -7,11 +7,11 @@
 // C_VECTOR            so are those of c, pre and dz
 // SLICES               blocks of a cluster, 1, 2 or 4, which share a tile
 //
-// Grid: x is SLICES * ceil(m / 64) * ceil(n / COLUMNS), where COLUMNS is 64 in STORE and 32 in the others; z is the number of
-// independent products. 256 threads; dynamic shared memory: see SHARED_FLOATS.
+// Grid: x is SLICES * ceil(m / 64) * ceil(n / COLUMNS), where COLUMNS is 64 in STORE and 32 in the others; z is the
+// number of independent products. 256 threads; dynamic shared memory: see SHARED_FLOATS.
 //
-// A tile is 64 x 64 sums. In GATE and GATE_GRADIENT its left half holds gate columns and its right half the same up columns. Four groups of
-// two warps hold a whole tile each, 8 x 8 sums a thread, and take consecutive parts of k: each has a ring of slabs of its
+// A tile is 64 x 64 sums. In GATE and GATE_GRADIENT its left half holds gate columns and its right half the same up
+// columns. Four groups of two warps hold a whole tile each, 8 x 8 sums a thread, and take consecutive parts of k: each has a ring of slabs of its
 // own, so that groups never wait for one another. At the end partial sums are added in the order of k: those of a block
 // through its shared memory, then those of a cluster through that of the block which writes them. The order depends on the
 // shape and on SLICES, which follows from the shape and the device.

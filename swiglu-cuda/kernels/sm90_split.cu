@@ -13,6 +13,11 @@
 // After each of the three the stage's parts of that number have been multiplied and are given back. While one of the
 // warpgroups scales and adds, the other has the tensor cores.
 //
+// The ends of the range are coarser. Of an element below 2^-126 the first part has fewer than 8 bits, or is 2^-133 where
+// the element is less, so that what is left out is up to 2^-151 of the other factor. An element above 3.39e38 is cut off
+// to its first part and leaves twice as much: where a0 b1 + a1 b0 overflows, only a0 b0 is left, with 8 bits. The same
+// goes for sums with M within a hundredth of the largest f32. What follows is for elements in between.
+//
 // Rounding, with M = |a| . |b| and u = 2^-24. |a1| and |a2| are at most 2^-9 and 2^-18 of |a| before they are scaled,
 // so the products left out are less than 2 (2^-27 + 2^-36) |a| |b|, a quarter of u. One step of wgmma adds 16 products
 // and the sum so far: 17 numbers, aligned to the largest and cut off; with the two bits beyond 24 that the measured

@@ -50,6 +50,3 @@ constexpr u32 kOutBytes = kConsumers * kSlots * kBoxBytes;
 // Any number of k blocks will do; segments take turns as in sm90_config.cuh.
 constexpr u32 kLeastBlocks = 1;
 constexpr u32 kTurn = 4;
-
-// This many rows of tiles sweep n together, to share what they read in L2.
-constexpr u32 kGroup = 8;

@@ -65,7 +65,7 @@ impl Layout {
     /// The offset of a new part.
     pub(crate) fn part(&mut self, bytes: usize) -> usize {
         let start = self.end;
-        self.end = start.saturating_add(bytes).next_multiple_of(ALIGNMENT);
+        self.end = start.saturating_add(bytes).checked_next_multiple_of(ALIGNMENT).unwrap_or(usize::MAX);
         start
     }
 

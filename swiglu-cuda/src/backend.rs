@@ -68,7 +68,10 @@ impl Cuda {
         Self::on_new_stream(Device::open(ordinal)?)
     }
 
-    /// A stream of the caller's. Work is ordered with everything else on it.
+    /// A stream of the caller's. Work is ordered with everything else on it. From compute capability 9.0 on, kernels of
+    /// this crate let the next one start early (programmatic dependent launch), so a kernel of somebody else that is
+    /// launched with that attribute on the stream has to wait for the one before it (`griddepcontrol.wait`), even where
+    /// it needs nothing of it; without the attribute there is nothing to heed.
     ///
     /// The context must be the device's primary one, as `CudaContext::new` makes it.
     ///

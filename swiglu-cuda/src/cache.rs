@@ -1,5 +1,6 @@
 //! Machine code on disk, so that a process need not compile what an earlier one did, and beside it what tuning found.
-//! Owns where it is kept, and that no trouble with it is ever an error: what cannot be read is as good as absent, what cannot be written is left.
+//! Owns where it is kept, and that no trouble with it is ever an error: what cannot be read is as good as absent, what
+//! cannot be written is left.
 //!
 //! A cubin is code. It is taken only from a folder that belongs to this user and that nobody else may write to, and
 //! only if it is, bit for bit, what was stored under the same key. Whoever runs as the same user is trusted.

@@ -63,7 +63,8 @@ impl Cuda {
     /// Captures what `work` enqueues on this handle, without running it.
     ///
     /// Every call in it must be warm: made once before, so that its kernels are compiled and the workspace is large
-    /// enough. Operands that are dropped keep their memory for as long as the graph lives; foreign memory
+    /// enough. [Tuning](Cuda::tune) a shape may change its kernels: a call on a handle that takes what was tuned is to be
+    /// made once more after it. Operands that are dropped keep their memory for as long as the graph lives; foreign memory
     /// ([`MatRef::from_raw`](swiglu_core::MatRef::from_raw)) must be kept by its owner.
     ///
     /// # Errors

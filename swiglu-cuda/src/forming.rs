@@ -11,11 +11,11 @@ const ROWS: usize = 16;
 const COLUMNS: usize = 256;
 const TILE_ROWS: usize = 128;
 
-/// From so many in_features on a product takes as long as the warps that it leaves idle take to form what it reads: 0.143 ms
-/// for 0.160 with a pass of its own at 4096, 1024, 4096, and 0.125 for 0.114 at 8192, 512, 2048.
+/// From so many in_features on a product takes as long as the warps that it leaves idle take to form what it reads:
+/// 0.143 ms for 0.160 with a pass of its own at 4096, 1024, 4096, and 0.125 for 0.114 at 8192, 512, 2048.
 pub(crate) const PAYS_FROM: usize = 1024;
-/// Below so many in_features a product waits for them, and all warps form an eighth before they multiply: 0.143 ms for 0.161
-/// at 4096, 1024, 4096, and 0.231 for 0.210 at 4096, 2048, 4096.
+/// Below so many in_features a product waits for them, and all warps form an eighth before they multiply: 0.143 ms for
+/// 0.161 at 4096, 1024, 4096, and 0.231 for 0.210 at 4096, 2048, 4096.
 const WAITS_BELOW: usize = 1536;
 
 /// The counters by which the blocks of that product tell each other what is formed.
@@ -29,8 +29,8 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// For halves of this shape and the product with weights of so many `in_features`; `None` where there is more to do than a counter of 32 bits can count, with room for
-    /// the claims of those who then find that nothing is left.
+    /// For halves of this shape and the product with weights of so many `in_features`; `None` where there is more to do
+    /// than a counter of 32 bits can count, with room for the claims of those who then find that nothing is left.
     pub(crate) fn new(
         (rows, cols): (usize, usize),
         in_features: usize,

@@ -141,7 +141,8 @@ impl Stream {
         };
         // SAFETY: *Current context*; `KernelParams` are the structs that the kernels declare, and the driver copies the
         // argument and the attribute before it returns; *checked operands* for the addresses in it; *stream order* also
-        // for a kernel that starts early, since every kernel of this crate waits for the one before it in `follow`.
+        // for a kernel that starts early, since every kernel of this crate waits for the one before it in
+        // `follow`, and `Cuda::on_stream` asks the same of others.
         let code = unsafe {
             sys::cuLaunchKernelEx(&raw const config, function.0, arguments.as_mut_ptr(), std::ptr::null_mut())
         };

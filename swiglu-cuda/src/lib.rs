@@ -25,11 +25,13 @@
 //! ([`SwiGLU::plan`](swiglu_core::SwiGLU::plan)) names what runs.
 //!
 //! f32 stays f32 ([`Precision::Strict`](swiglu_core::Precision)): products on the ordinary cores, or, on Hopper where that
-//! takes less time, products on tensor cores of elements in three parts of bf16, which are at least as exact. The parts
-//! take 6 bytes of workspace for each element of an operand; [`Cuda::with_family`] and [`Family::Simt`] do without.
+//! takes less time, products on tensor cores of elements in three parts of bf16, which are at least as exact for elements
+//! from 2^-126 to 3.39e38 (and sums up to a hundredth below the largest f32). A smaller element counts with an error of up
+//! to 2^-151 times the other factor; a larger one, or sum, may have as few as 8 bits right. The parts take 6 bytes of
+//! workspace for each element of an operand; [`Cuda::with_family`] and [`Family::Simt`] do without all that.
 //!
-//! TF32 ([`Precision::Tf32`](swiglu_core::Precision)) on Hopper rounds the operands of large products in a pass before, into 4
-//! bytes of workspace for each element; [`Family::Mma`] does without, at half the speed.
+//! TF32 ([`Precision::Tf32`](swiglu_core::Precision)) on Hopper rounds the operands of large products in a pass before,
+//! into 4 bytes of workspace for each element; [`Family::Mma`] does without, at half the speed.
 //!
 //! `Route::Composed`, and the dense products of [`Cuda::with_cublas`], go through cuBLAS, which is looked for when such a
 //! call first needs it: `SWIGLU_CUBLAS` names the library, else the usual names and toolkits are tried.

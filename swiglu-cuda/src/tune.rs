@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, Once, OnceLock, PoisonError};
 
 use cudarc::driver::CudaContext;
-use swiglu_core::{Dims, Dtype, Error, GradientKind, Options, Orientation, Pass, Problem, Result, Route};
+use swiglu_core::{Dims, Dtype, GradientKind, Options, Orientation, Pass, Problem, Result, Route};
 
 use crate::Preflight;
 use crate::backend::Cuda;
@@ -48,7 +48,9 @@ pub enum Tuning {
     /// What [`Cuda::tune`] found in this process, or this or another handle on disk; else the planner's choice.
     Stored,
     /// As `Stored`; and a call whose products nobody has tuned so far tunes them first, which takes seconds, most of
-    /// them for compiling. Not while a graph is captured, nor where memory for the operands is missing.
+    /// them for compiling, and up to half of the free memory meanwhile. Not while a graph is captured on the handle's
+    /// stream, nor where something that it takes is missing. A call must not be the first of its kind while its thread
+    /// captures another stream.
     FirstUse,
 }
 
@@ -276,8 +278,9 @@ impl Cuda {
         }
         let mut tuned = Tuned { only_missing: true, ..Tuned::default() };
         match self.tune_products(problem, &mut tuned) {
-            // For want of memory a call is not tuned, in this process, and is made all the same.
-            Err(Error::OutOfMemory { .. }) => {
+            // For want of memory, or of a kernel that competes, a call is not tuned in this process, and is made all the
+            // same.
+            Err(_) if device.health.check().is_ok() => {
                 for (asked, known) in self.asked(problem, Some(device.tuner.choices()))? {
                     let default = if known.is_none() { asked.kernel.variant() } else { None };
                     device.tuner.table.extend(default.map(|variant| (Bucket::of(&asked), variant)));

@@ -116,7 +116,8 @@ impl Planner<'_> {
         let tiles = gemm.tiles(batch as u64, in_features as u64);
         let occupied = tiles.saturating_mul(4) >= 3 * u64::from(self.facts.multiprocessors);
         let pays = occupied && in_features >= PAYS_FROM && gemm.hopper.pairs;
-        gemm.family == Family::Sm90
+        tiles > 0
+            && gemm.family == Family::Sm90
             && gemm.dtype != Dtype::F32
             && gemm.hopper.boxes
             && dab.min(problem.accesses.z.align) >= VECTOR

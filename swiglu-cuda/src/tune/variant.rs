@@ -1,7 +1,7 @@
 //! Kernels that compete: those that sum in the same order, so that a result has the same bits by each of them. Pure.
 //!
-//! Within `sm90`, `mma` and `simt` every element of C is one chain of products in ascending k, whatever the tile, the
-//! cluster and the order of the tiles; within `decode` the chain depends on k alone. Zeros behind the end of k, of which
+//! Within `sm90`, `mma` and `simt` every element of C is one chain of products, in ascending k or by fixed turns of two
+//! segments, whatever the tile, the cluster and the order of the tiles; within `decode` the chain depends on k alone. Zeros behind the end of k, of which
 //! there may be more in one kernel than in another, add nothing. Families differ from each other, and do not compete.
 
 use std::fmt;
