@@ -9,7 +9,7 @@ use swiglu_core::{
     Backend, Dims, Dtype, Element, Error, GradientKind, Gradients, Options, Orientation, Out, Pass,
     Precision, Problem, Save, SwiGLU, Target, Weights, bf16,
 };
-use swiglu_cuda::{Cuda, CudaError, TuneReport, Tuning};
+use swiglu_cuda::{Cuda, CudaError, Family, TuneReport, Tuning};
 
 use crate::children::{CACHE, Outcome, fresh, spawn};
 use crate::streams::noise;
@@ -66,6 +66,9 @@ fn agree(report: &TuneReport, least: usize) -> Outcome {
 fn same_bits(dtype: Dtype, orientation: Orientation, precision: Precision, shapes: &[Dims]) -> Outcome {
     let _turn = turn();
     let cuda = crate::cuda()?;
+    // Products of f32 that are cut along k, as small ones are on Hopper, have no competitors.
+    let strict = dtype == Dtype::F32 && precision == Precision::Strict;
+    let cuda = if strict { cuda.with_family(Family::Simt) } else { cuda };
     for &dims in shapes {
         agree(&cuda.tune(dtype, dims, orientation, Options::new().precision(precision))?, 2)?;
     }
