@@ -37,7 +37,9 @@ pub(crate) fn trials() -> Vec<Trial> {
             ("backward_of_input", |dtype| backward(dtype, Keep::Input)),
         ];
         for (name, list) in lists {
-            let run = move || run(family, &list(dtype));
+            let filter: fn(Vec<Case>) -> Vec<Case> =
+                if family == Family::Sliced { untiled } else { |cases| cases };
+            let run = move || run(family, &filter(list(dtype)));
             trials.push(Trial::test(format!("sanitize::{family}::{name}_{dtype}"), run));
         }
     }
@@ -110,6 +112,11 @@ fn backward(dtype: Dtype, keep: Keep) -> Vec<Case> {
         Case { keep, dx: how(add, false), dwf: how(!add, wide), dbias: how(add, !wide), ..case }
     };
     shapes(dtype).enumerate().map(gradients).collect()
+}
+
+/// Without a choice of tile, which `sliced` does not have.
+fn untiled(cases: Vec<Case>) -> Vec<Case> {
+    cases.into_iter().map(|case| Case { tile: Tile::Auto, ..case }).collect()
 }
 
 /// Those with the one tile of `sm90`.
