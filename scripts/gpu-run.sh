@@ -43,7 +43,7 @@ sanitize() {
   # Compiled once, without a tool; results are checked here too.
   mkdir -p cache
   chmod 700 cache
-  export SWIGLU_CUDA_CACHE=$PWD/cache
+  export SWIGLU_CUDA_CACHE=${SWIGLU_CUDA_CACHE:-$PWD/cache}
   suite sanitize::
   names=$(./gpu --list --format terse sanitize:: | sed -n 's/: test$//p')
   for tool in "${tools[@]}"; do

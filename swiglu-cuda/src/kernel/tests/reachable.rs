@@ -204,18 +204,21 @@ pub(super) fn class(kernel: Kernel) -> Kernel {
     }
 }
 
-/// Whether a thinned sweep may leave a kernel to the whole one: a gate function in one more type and arrangement of the
-/// weights in `sm90`, where NVRTC takes two seconds for each. f32 has the gate functions of
-/// `simt`, and TF32 those of `mma`.
+/// Whether a thinned sweep may leave a kernel to the whole one: a gate function other than SwiGLU in one more type and
+/// arrangement of the weights. Each has it along `[I, 2D]` weights in bf16 and in f32, but in `sm90`, where NVRTC takes two
+/// seconds for each kernel, in bf16 alone.
 pub(super) fn is_one_more(kernel: Kernel) -> bool {
-    let Kernel::Gemm(Gemm { family: Family::Sm90, dtype, b_trans, product, hopper, .. }) = kernel else {
-        return false;
+    let (gate, dtype, out_in) = match kernel {
+        Kernel::Gemm(Gemm { dtype, b_trans, product, hopper, .. }) => match (product, hopper.forms) {
+            (Product::Gate(gate) | Product::GateGradient(gate), _) => (gate, dtype, b_trans),
+            // [2D, I] weights are transposed in the projections, and not in dX.
+            (Product::Store { .. }, Some(gate)) => (gate, dtype, !b_trans),
+            (Product::Store { .. }, None) => return false,
+        },
+        Kernel::Gemv { dtype, b_trans, gate, .. } => (gate, dtype, b_trans),
+        Kernel::Decode(Decode { dtype, b_trans, gate, .. }) => (gate, dtype, b_trans),
+        _ => return false,
     };
-    // [2D, I] weights are transposed in the projections, and not in dX.
-    let (gate, out_in) = match (product, hopper.forms) {
-        (Product::Gate(gate) | Product::GateGradient(gate), _) => (gate, b_trans),
-        (Product::Store { .. }, Some(gate)) => (gate, !b_trans),
-        (Product::Store { .. }, None) => return false,
-    };
-    gate != GateCode(0) && (dtype != Dtype::Bf16 || out_in)
+    let hopper = matches!(kernel, Kernel::Gemm(Gemm { family: Family::Sm90, .. }));
+    gate != GateCode(0) && (dtype == Dtype::F16 || out_in || (hopper && dtype == Dtype::F32))
 }
