@@ -225,7 +225,8 @@ impl Cuda {
     /// ```
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] where the operands do not fit beside what is allocated; what a call of the shape returns;
+    /// [`Error::OutOfMemory`](swiglu_core::Error::OutOfMemory) where the operands do not fit beside what is allocated;
+    /// what a call of the shape returns;
     /// [`CudaError::NotWarm`](crate::CudaError::NotWarm) while a graph is captured.
     pub fn tune(
         &self,
