@@ -29,6 +29,21 @@ pub(crate) struct Facts {
     pub(crate) shared_bytes: u32,
 }
 
+/// Devices that tests plan for.
+#[cfg(test)]
+impl Facts {
+    pub(crate) const H100: Self = Self {
+        capability: ComputeCapability { major: 9, minor: 0 },
+        multiprocessors: 132,
+        shared_bytes: 227 * 1024,
+    };
+    pub(crate) const A100: Self = Self {
+        capability: ComputeCapability { major: 8, minor: 0 },
+        multiprocessors: 108,
+        shared_bytes: 163 * 1024,
+    };
+}
+
 /// Hashes a [`Kernel`], which nobody picks to collide with others: a multiplication for each field. The standard hasher
 /// takes 60 of the 300 ns that a call costs besides the driver.
 #[derive(Default)]

@@ -3,13 +3,6 @@
 use swiglu_core::{Options, Precision};
 
 use super::*;
-use crate::ComputeCapability;
-
-const HOPPER: Facts = Facts {
-    capability: ComputeCapability { major: 9, minor: 0 },
-    multiprocessors: 132,
-    shared_bytes: 227 * 1024,
-};
 
 const DIMS: Dims = Dims { batch: 100, in_features: 40, hidden: 33 };
 
@@ -18,7 +11,7 @@ fn problem(pass: Pass, dtype: Dtype, orientation: Orientation, options: Options)
 }
 
 fn plan(problem: &Problem) -> Plan {
-    describe("test".to_owned(), problem, &HOPPER).unwrap()
+    describe("test".to_owned(), problem, &Facts::H100).unwrap()
 }
 
 #[test]

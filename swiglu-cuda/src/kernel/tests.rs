@@ -1,4 +1,4 @@
-//! Every kernel compiles, without spilling a register, for every architecture. Needs NVRTC and no GPU.
+//! Kernels compile, without spilling a register, for every architecture. Needs NVRTC and no GPU.
 //!
 //! | variable | meaning |
 //! |---|---|

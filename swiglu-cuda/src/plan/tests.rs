@@ -9,16 +9,8 @@ use crate::gemm::{Edge, Gemm, Hopper, Product, Vectors};
 use crate::kernel::Kernel;
 use crate::params::Operand;
 
-const H100: Facts = Facts {
-    capability: ComputeCapability { major: 9, minor: 0 },
-    multiprocessors: 132,
-    shared_bytes: 227 * 1024,
-};
-const A100: Facts = Facts {
-    capability: ComputeCapability { major: 8, minor: 0 },
-    multiprocessors: 108,
-    shared_bytes: 163 * 1024,
-};
+const H100: Facts = Facts::H100;
+const A100: Facts = Facts::A100;
 const TURING: Facts = Facts {
     capability: ComputeCapability { major: 7, minor: 5 },
     multiprocessors: 40,

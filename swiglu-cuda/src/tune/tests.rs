@@ -5,20 +5,11 @@ use std::collections::HashSet;
 use swiglu_core::{Access, Precision, Tile};
 
 use super::*;
-use crate::ComputeCapability;
 use crate::gemm::{Edge, Family, Gemm, Product};
 use crate::kernel::Kernel;
 
-const H100: Facts = Facts {
-    capability: ComputeCapability { major: 9, minor: 0 },
-    multiprocessors: 132,
-    shared_bytes: 227 * 1024,
-};
-const A100: Facts = Facts {
-    capability: ComputeCapability { major: 8, minor: 0 },
-    multiprocessors: 108,
-    shared_bytes: 163 * 1024,
-};
+const H100: Facts = Facts::H100;
+const A100: Facts = Facts::A100;
 const LARGE: Dims = Dims { batch: 8192, in_features: 4096, hidden: 14336 };
 
 fn planner(facts: Facts, choices: Option<&dyn Choices>) -> Planner<'_> {
