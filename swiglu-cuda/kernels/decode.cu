@@ -216,22 +216,20 @@ extern "C" __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     i64 n0 = static_cast<i64>(blockIdx.x) * COLUMNS;
     u32 blocks = static_cast<u32>((p.gemm.k + kTileK - 1) / kTileK);
 
-    if (warp == kWarps) {
-        if (lane == 0) {
-            prefetch(p.b[0]);
-            prefetch(p.b[1]);
-            prefetch(p.a[0]);
-            for (u32 stage = 0; stage < kStages; ++stage) {
-                init_barrier(full(ring, stage), 1);
-                init_barrier(empty(ring, stage), kWarps);
-            }
-            fence_barriers();
+    bool copies = warp == kWarps && lane == 0;
+    if (copies) {
+        prefetch(p.b[0]);
+        prefetch(p.b[1]);
+        prefetch(p.a[0]);
+        for (u32 stage = 0; stage < kStages; ++stage) {
+            init_barrier(full(ring, stage), 1);
+            init_barrier(empty(ring, stage), kWarps);
         }
-        __syncthreads();
-        if (lane == 0) produce(p, ring, static_cast<i32>(n0), blocks);
-        return;
+        fence_barriers();
     }
     __syncthreads();
+    if (copies) produce(p, ring, static_cast<i32>(n0), blocks);
+    if (warp == kWarps) return;
 
     u32 column = warp / kParts * 16 * kTiles;
     u32 row = warp % kParts * 8 * kSlices;
