@@ -29,6 +29,7 @@ suite() {
 # Runs one test under one tool, for xargs.
 under() {
   local tool=$1 test=$2 log="logs/$1-${2//:/_}.txt"
+  export SWIGLU_SANITIZE_TOOL=$tool
   # Racecheck had done 4 of 24 tests when memcheck, beside it, had done all.
   [ "$tool" != racecheck ] || export SWIGLU_SANITIZE_EVERY=${SWIGLU_SANITIZE_EVERY:-5}
   "$SANITIZER" --tool "$tool" --error-exitcode 9 ./gpu --exact "$test" --nocapture >"$log" 2>&1 ||

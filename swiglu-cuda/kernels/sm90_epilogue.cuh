@@ -11,7 +11,7 @@ struct Chunk {
     float2 bottom;
 };
 
-// A part of C: 64 rows and kHalfColumns columns, and what of it is this thread's.
+// A part of C: 64 rows, columns from column0 on, and what of it is this thread's.
 struct Place {
     u32 product;
     i64 row0;
@@ -79,8 +79,8 @@ struct Boxes {
 };
 
 // Sums of gate, or of up, or of C.
-template <u32 which>
-__device__ __forceinline__ Chunk sums_of(const Sums& d, u32 chunk) {
+template <u32 which, u32 count>
+__device__ __forceinline__ Chunk sums_of(const float (&d)[count], u32 chunk) {
     u32 i = which * 32 + 4 * chunk;
     return {{d[i], d[i + 1]}, {d[i + 2], d[i + 3]}};
 }
@@ -153,10 +153,12 @@ __device__ __forceinline__ void take_gradients(const GemmParams& p, const Place&
 #endif
 
 // Sums of gate, or of up, or of C, to one matrix.
-template <u32 which>
-__device__ __forceinline__ void send_sums(const TensorMap& map, const Place& place, const Sums& d, Boxes& boxes) {
+template <u32 which, u32 count>
+__device__ __forceinline__ void send_sums(const TensorMap& map, const Place& place, const float (&d)[count],
+                                          Boxes& boxes) {
+    constexpr u32 kBoxes = count / 4 / kHalves * 8 / kBoxColumns;
 #pragma unroll
-    for (u32 box = 0; box < kHalfColumns / kBoxColumns; ++box) {
+    for (u32 box = 0; box < kBoxes; ++box) {
         boxes.fill([&](u32 c) { return sums_of<which>(d, box * (kBoxColumns / 8) + c); });
         boxes.send(map, place.column0 + box * kBoxColumns, place.row0);
     }
@@ -184,9 +186,10 @@ __device__ __forceinline__ void write_boxes(const Sm90Params& p, const Place& pl
 }
 
 // C element by element, for any alignment, and where C is added to.
-__device__ __forceinline__ void write_pairs(const GemmParams& p, const Place& place, const Sums& d) {
+template <u32 count>
+__device__ __forceinline__ void write_pairs(const GemmParams& p, const Place& place, const float (&d)[count]) {
 #pragma unroll
-    for (u32 chunk = 0; chunk < kHalfColumns / 8; ++chunk) {
+    for (u32 chunk = 0; chunk < count / 4 / kHalves; ++chunk) {
         i64 column = place.column(chunk);
         if (column >= p.n) continue;
         bool both = column + 1 < p.n;

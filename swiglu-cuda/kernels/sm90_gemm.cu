@@ -3,7 +3,8 @@
 // Macros: DTYPE (F16 or BF16, or F32 with TF32), A_TRANS, B_TRANS, PRODUCT, GATE_FUNCTION, OUT_F32 (C of STORE is f32),
 // CLUSTER (1 or 2 blocks, which share B), C_BOXES (C and pre are written by TMA: their rows start and end at multiples of
 // 16 bytes, and nothing is added), C_VECTOR (dz, and C without C_BOXES, may be accessed two elements at a time),
-// FORM_COTANGENTS (A is formed first, as sm90_cotangents.cuh has it).
+// FORM_COTANGENTS (A is formed first, as sm90_cotangents.cuh has it), SLICES (blocks that share a tile, as sm90_slices.cuh
+// has it, 1 to 6 or 8).
 //
 // With TF32 operands are f32 that was rounded before (ROUND, in elementwise.cu): tensor cores would cut the low bits off,
 // and read 32-bit elements only along k. They also cut off what they add to a sum, towards zero: one step in 8 of k loses
@@ -14,7 +15,8 @@
 //
 // Data and row strides of A and B are multiples of 16 bytes; m, n and k are free, but not 0: TMA reads zeros outside a
 // matrix and, up to 16 bytes, writes nothing there. The grid is as many blocks as run at once, of kThreads threads; each
-// takes tile after tile. Every map's box is 64 rows of 128 bytes.
+// takes tile after tile. With SLICES it is that many blocks for each tile, and each of them has kLeastBlocks k blocks.
+// Every map's box is 64 rows of 128 bytes.
 //
 // One thread copies k blocks of A and B into a ring of stages. Two warpgroups multiply, 64 rows each; each lets its
 // products of a block run while it waits for the next block, and gives a stage back when they are done. The columns of a
@@ -30,6 +32,9 @@
 #include "sm90_schedule.cuh"
 #if FORM_COTANGENTS
 #include "sm90_cotangents.cuh"
+#endif
+#if SLICES > 1
+#include "sm90_slices.cuh"
 #endif
 
 typedef RingCursor<kStages> Cursor;
@@ -233,7 +238,51 @@ __device__ __forceinline__ void consume(const Sm90Params& p, const Ring& ring, c
     if (boxes.leads()) wait_for_reads<0>();
 }
 
-extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(kThreads, 1)
+#if SLICES > 1
+// Copies the k blocks from `first` to `last` of a tile.
+__device__ __forceinline__ void produce_slice(const Sm90Params& p, const Ring& ring, const Tile& tile, u32 first,
+                                              u32 last) {
+    u32 each = Blocks(p.gemm).each;
+    Cursor cursor;
+    for (u32 block = first; block < last; ++block) {
+        wait(ring.empty(cursor.stage), cursor.parity ^ 1);
+        copy_stage(p, ring, cursor.stage, tile, block / each, static_cast<i32>(block % each * kTileK), 0);
+        cursor.advance();
+    }
+}
+
+// This block's part of a tile of its cluster.
+__device__ __forceinline__ void share_tile(const Sm90Params& p, const Ring& ring, const Tile& tile) {
+    u32 slice = cluster_rank();
+    u32 blocks = Blocks(p.gemm).total;
+    u32 first = blocks * slice / SLICES;
+    u32 last = blocks * (slice + 1) / SLICES;
+    if (threadIdx.x < kWarpgroup) {
+        shrink_registers<kProducerRegisters>();
+        if (threadIdx.x == 0) produce_slice(p, ring, tile, first, last);
+        __syncwarp();
+        meet_cluster();
+        sync_cluster();
+        return;
+    }
+    grow_registers<kConsumerRegisters>();
+    u32 number = __shfl_sync(~0u, threadIdx.x / kWarpgroup, 0) - 1;
+    u32 thread = threadIdx.x % kWarpgroup;
+    Consumer consumer = {ring, number, thread, Cursor()};
+    Sums d[2] = {};
+    consumer.multiply_middle(d, last - first);
+    // The ring is free in all blocks: they have read what was copied into it.
+    meet_cluster();
+    send_parts(ring.base, slice, number, thread, d);
+    sync_cluster();
+    Boxes boxes = {ring.boxes(number), 0, 1 + number, thread % 32, thread / 32};
+    write_own(p, ring.base, tile, slice, number, boxes);
+    // Shared memory stays until it has been read.
+    if (boxes.leads()) wait_for_reads<0>();
+}
+#endif
+
+extern "C" __global__ void __cluster_dims__(CLUSTER * SLICES, 1, 1) __launch_bounds__(kThreads, 1)
     swiglu_kernel(const __grid_constant__ Sm90Params p) {
     follow();
     extern __shared__ u8 shared[];
@@ -251,6 +300,9 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(kTh
     }
     sync_blocks();
     Order order(p, rank);
+#if SLICES > 1
+    share_tile(p, ring, order.at(blockIdx.x / SLICES));
+#else
     u32 first = blockIdx.x / CLUSTER;
     u32 step = gridDim.x / CLUSTER;
     if (threadIdx.x < kWarpgroup) {
@@ -269,4 +321,5 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(kTh
     // No block ends while another may still write to its shared memory.
     __syncwarp();
     sync_blocks();
+#endif
 }

@@ -140,7 +140,7 @@ pub(crate) struct Gemm {
     pub(crate) edge: Edge,
     pub(crate) vectors: Vectors,
     pub(crate) hopper: Hopper,
-    /// Blocks that share a tile, in `sliced`: 1, 2 or 4. Elsewhere 1.
+    /// Blocks that share a tile: 1, 2 or 4 in `sliced`, 1 to 4 in plain 16-bit products of `sm90`. Elsewhere 1.
     pub(crate) slices: u32,
 }
 
@@ -178,11 +178,15 @@ impl Gemm {
         m.div_ceil(rows).saturating_mul(n.div_ceil(cols))
     }
 
-    /// Blocks of `sm90` for `products` m x n products: as many as run at once, or as there are tiles.
+    /// Blocks of `sm90` for `products` m x n products: as many as run at once, or as there are tiles; where tiles are shared,
+    /// so many for each.
     pub(crate) fn blocks(&self, (m, n, products): (u64, u64, u64), facts: &Facts) -> u64 {
         let cluster = if self.hopper.pairs { 2 } else { 1 };
         // Clusters take as many rows of tiles as they have blocks.
         let clusters = self.tiles(m.div_ceil(cluster), n).saturating_mul(products);
+        if self.slices > 1 {
+            return clusters.saturating_mul(u64::from(self.slices));
+        }
         clusters.min(u64::from(facts.multiprocessors) / cluster) * cluster
     }
 
@@ -309,6 +313,10 @@ impl fmt::Display for Gemm {
         let order = |trans: bool| if trans { "t" } else { "n" };
         let kind = if self.tf32 { "tf32".to_owned() } else { self.dtype.to_string() };
         let size = if self.family == Family::Sliced { u64::from(self.slices) } else { self.edge.len() };
-        write!(f, "{}-{kind}-{}{}-{size}", self.family, order(self.a_trans), order(self.b_trans))
+        write!(f, "{}-{kind}-{}{}-{size}", self.family, order(self.a_trans), order(self.b_trans))?;
+        match (self.family, self.slices) {
+            (Family::Sm90, slices @ 2..) => write!(f, "-by-{slices}"),
+            _ => Ok(()),
+        }
     }
 }

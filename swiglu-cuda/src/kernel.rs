@@ -23,6 +23,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("sm90_config.cuh", include_str!("../kernels/sm90_config.cuh")),
     ("sm90_split_config.cuh", include_str!("../kernels/sm90_split_config.cuh")),
     ("sm90_schedule.cuh", include_str!("../kernels/sm90_schedule.cuh")),
+    ("sm90_slices.cuh", include_str!("../kernels/sm90_slices.cuh")),
     ("sm90_cotangents.cuh", include_str!("../kernels/sm90_cotangents.cuh")),
     ("sm90_epilogue.cuh", include_str!("../kernels/sm90_epilogue.cuh")),
     ("mma_config.cuh", include_str!("../kernels/mma_config.cuh")),
@@ -336,6 +337,7 @@ fn gemm_defines(gemm: &Gemm, facts: &Facts) -> Defines {
         Family::Sm90 => defines
             .with("TF32", i64::from(gemm.tf32))
             .with("CLUSTER", if gemm.hopper.pairs { 2 } else { 1 })
+            .with("SLICES", i64::from(gemm.slices))
             .with("C_BOXES", i64::from(gemm.hopper.boxes))
             .with("FORM_COTANGENTS", i64::from(gemm.hopper.forms.is_some())),
         Family::Sliced => defines

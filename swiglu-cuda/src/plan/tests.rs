@@ -731,3 +731,44 @@ fn few_terms_are_not_spread_over_blocks() {
         assert_eq!((gemm.family, gemm.slices), (Family::Sliced, slices), "{in_features}");
     }
 }
+
+/// Few tiles of a plain product are shared by as many blocks as run at once, each with 512 of k at least.
+#[test]
+fn few_tiles_of_hopper_are_shared() {
+    let slices = |forced, dims: Dims, precision| {
+        let kind = Some(GradientKind { dtype: Dtype::Bf16, add: false });
+        let pass = Pass::Backward { saved: true, dx: kind, dwf: kind, dbias: None };
+        let options = Options::new().precision(precision);
+        let problem = Problem::dense(pass, Dtype::Bf16, dims, Orientation::InOut, options);
+        let plan = planner(H100, forced).backward(&problem).unwrap_or_else(|error| panic!("{error}"));
+        let of = |gemm: Option<Gemm>| {
+            gemm.map(|gemm| {
+                assert!(gemm.slices == 1 || !gemm.hopper.pairs, "{gemm:?}");
+                (gemm.family, gemm.slices)
+            })
+        };
+        (of(plan.dx), of(plan.dwf))
+    };
+    let dims = |batch, in_features, hidden| Dims { batch, in_features, hidden };
+    let sm90 = |slices| Some((Family::Sm90, slices));
+    let mma = Some((Family::Mma, 1));
+    for (dims, dx, dwf) in [
+        (LARGE, sm90(1), sm90(1)),
+        // 48 tiles of 64 k blocks, and twice 48 of 32.
+        (dims(2048, 768, 2048), sm90(2), sm90(1)),
+        // 64 of 32, and twice 8 of 128.
+        (dims(8192, 256, 1024), sm90(2), sm90(4)),
+        // 32 of 128: 30 clusters of four would fit.
+        (dims(1024, 1024, 4096), sm90(3), sm90(1)),
+        // 16 of 64, and twice 32 of 16.
+        (dims(1024, 512, 2048), sm90(4), sm90(2)),
+        // 8 of 14, and 12 of 8.
+        (dims(512, 512, 448), mma, mma),
+    ] {
+        assert_eq!(slices(None, dims, Precision::Strict), (dx, dwf), "{dims:?}");
+    }
+    // dX that forms what it reads has whole tiles.
+    assert_eq!(slices(Some(Family::Sm90), dims(2048, 768, 2048), Precision::Strict).0, sm90(1));
+    let problem = forward(Dtype::Bf16, dims(1024, 512, 128), Options::new());
+    assert_eq!(gemm(planner(H100, Some(Family::Sm90)), &problem).slices, 1, "gates need whole sums");
+}

@@ -59,11 +59,11 @@ impl Decode {
 
 impl Kernel {
     /// Which of its competitors this kernel is; `None` where it has none. Trials hand `sm90` operands of 16 bits, and none
-    /// that are formed on the way.
+    /// that are formed on the way. Where blocks share tiles, all of them run at once, in whichever order.
     pub(crate) fn variant(&self) -> Option<Variant> {
         match *self {
-            Kernel::Gemm(Gemm { family: Family::Sm90, dtype, hopper, .. }) => {
-                let taken = dtype != Dtype::F32 && hopper.forms.is_none();
+            Kernel::Gemm(Gemm { family: Family::Sm90, dtype, hopper, slices, .. }) => {
+                let taken = dtype != Dtype::F32 && hopper.forms.is_none() && slices == 1;
                 taken.then_some(Variant::Hopper { pairs: hopper.pairs, group: hopper.group })
             }
             Kernel::Gemm(Gemm { family: Family::Mma | Family::Simt, edge, .. }) => Some(Variant::Tile(edge)),

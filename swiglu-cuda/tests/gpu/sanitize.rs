@@ -48,8 +48,9 @@ pub(crate) fn trials() -> Vec<Trial> {
         let lists = [
             ("forward", hopper as fn(Vec<Case>) -> Vec<Case>, forward(dtype)),
             ("backward_of_saved", hopper, backward(dtype, Keep::PreActivations)),
-            ("backward_of_input", hopper, backward(dtype, Keep::Input)),
+            ("backward_of_input", recomputing, backward(dtype, Keep::Input)),
             ("many_tiles", |cases| cases, many_tiles(dtype)),
+            ("few_tiles", |cases| cases, few_tiles(dtype)),
         ];
         for (name, filter, list) in lists {
             let run = move || run(Family::Sm90, &filter(list.clone()));
@@ -122,6 +123,37 @@ fn untiled(cases: Vec<Case>) -> Vec<Case> {
 /// Those with the one tile of `sm90`.
 fn hopper(cases: Vec<Case>) -> Vec<Case> {
     cases.into_iter().filter(|case| case.tile == Tile::T128).collect()
+}
+
+/// The same, of which those that initcheck does not understand leave out what it does not: TMA writes dAB into the workspace,
+/// no thread does, and so each read of it by the column sums is reported. With an epilogue that writes dAB element by element
+/// in place of boxes the same list has no report.
+fn recomputing(cases: Vec<Case>) -> Vec<Case> {
+    let unseen = std::env::var("SWIGLU_SANITIZE_TOOL").is_ok_and(|tool| tool == "initcheck");
+    let by_tma = |case: &Case| case.hidden.is_multiple_of(8) && case.dtype != Dtype::F32;
+    let mut cases = hopper(cases);
+    for case in cases.iter_mut().filter(|case| unseen && by_tma(case)) {
+        case.dbias = None;
+    }
+    cases
+}
+
+/// So few tiles and so many terms that two, three and four blocks of `sm90` share a tile, written by TMA, by threads, and
+/// added to: in dX, whose terms are 2 * hidden, and in dWf, which sums over the batch.
+fn few_tiles(dtype: Dtype) -> Vec<Case> {
+    let how = |add: bool, wide: bool| Some(How { add, wide });
+    let mut cases = Vec::new();
+    for (orientation, add) in [(Orientation::InOut, false), (Orientation::OutIn, true)] {
+        // Of input: saved pre-activations would be formed by dX, which has whole tiles then.
+        let base = |case| Case { orientation, keep: Keep::Input, ..case };
+        for (batch, hidden) in [(136, 520), (264, 776), (130, 1030)] {
+            cases.push(Case { dx: how(add, false), ..base(Case::new(batch, 72, hidden, dtype)) });
+        }
+        for (batch, hidden) in [(1056, 136), (1600, 264), (2056, 66)] {
+            cases.push(Case { dwf: how(add, !add), ..base(Case::new(batch, 24, hidden, dtype)) });
+        }
+    }
+    cases
 }
 
 /// So many tiles that blocks of `sm90` take several, in the projections and in dX.

@@ -148,7 +148,8 @@ fn passes(planner: Planner<'_>, asked: &Asked, found: &mut Found) {
 /// Products of `Dense`. Their tile follows from their size alone.
 fn products(planner: Planner<'_>, dtype: Dtype, (inputs, outputs): (u32, u32), found: &mut Found) {
     let blocks = planner.facts.multiprocessors as usize;
-    let shapes = [32, 64, 128].map(|edge| (edge * blocks, edge));
+    // Few enough for each number of blocks that share a tile of `sm90`.
+    let shapes = [16, 32, 64, 128].map(|edge| (edge * blocks, edge));
     for (out, shape) in pairs([dtype, Dtype::F32], shapes) {
         for (a_trans, b_trans) in pairs(BOTH, BOTH) {
             for add in BOTH {
@@ -205,9 +206,12 @@ pub(super) fn class(kernel: Kernel) -> Kernel {
 }
 
 /// Whether a thinned sweep may leave a kernel to the whole one: a gate function other than SwiGLU in one more type and
-/// arrangement of the weights. Each has it along `[I, 2D]` weights in bf16 and in f32, but in `sm90`, where NVRTC takes two
-/// seconds for each kernel, in bf16 alone.
+/// arrangement of the weights, and another number of blocks that share a tile of `sm90`. Each gate function has it along
+/// `[I, 2D]` weights in bf16 and in f32, but in `sm90`, where NVRTC takes two seconds for each kernel, in bf16 alone.
 pub(super) fn is_one_more(kernel: Kernel) -> bool {
+    if matches!(kernel, Kernel::Gemm(Gemm { family: Family::Sm90, slices: 3.., .. })) {
+        return true;
+    }
     let (gate, dtype, out_in) = match kernel {
         Kernel::Gemm(Gemm { dtype, b_trans, product, hopper, .. }) => match (product, hopper.forms) {
             (Product::Gate(gate) | Product::GateGradient(gate), _) => (gate, dtype, b_trans),
