@@ -6,6 +6,8 @@ use std::sync::OnceLock;
 
 use swiglu_core::{Error, Result};
 
+#[cfg(target_arch = "aarch64")]
+use crate::kernels::Neon;
 #[cfg(target_arch = "x86_64")]
 use crate::kernels::{Avx2, Avx512};
 use crate::kernels::{Kernel, KernelVisitor, Portable};
@@ -23,11 +25,13 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, DQ, VL.
     Avx512,
+    /// NEON, which every 64-bit Arm has.
+    Neon,
 }
 
 impl Isa {
     /// Best first.
-    const ALL: [Isa; 3] = [Isa::Avx512, Isa::Avx2, Isa::Portable];
+    const ALL: [Isa; 4] = [Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::Portable];
 
     /// What this machine has, best first.
     ///
@@ -49,6 +53,10 @@ impl Isa {
             Isa::Avx512 => Avx512::detect().is_some(),
             #[cfg(not(target_arch = "x86_64"))]
             Isa::Avx2 | Isa::Avx512 => false,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => Neon::detect().is_some(),
+            #[cfg(not(target_arch = "aarch64"))]
+            Isa::Neon => false,
         }
     }
 
@@ -89,6 +97,11 @@ impl Isa {
                 Some(kernel) => visitor.visit(kernel),
                 None => visitor.visit(Portable),
             },
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => match Neon::detect() {
+                Some(kernel) => visitor.visit(kernel),
+                None => visitor.visit(Portable),
+            },
             _ => visitor.visit(Portable),
         }
     }
@@ -112,6 +125,7 @@ impl fmt::Display for Isa {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Neon => "neon",
         })
     }
 }
@@ -122,7 +136,7 @@ impl FromStr for Isa {
     fn from_str(name: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|isa| isa.to_string() == name).ok_or_else(|| Error::Unavailable {
             device: format!("cpu-{name}"),
-            reason: "unknown instruction set, expected portable, avx2 or avx512".into(),
+            reason: "unknown instruction set, expected portable, avx2, avx512 or neon".into(),
         })
     }
 }
