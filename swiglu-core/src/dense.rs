@@ -9,7 +9,9 @@ use crate::gate::Gate;
 use crate::gradients::Target;
 use crate::layout::elements;
 use crate::memory::{MatMut, MatRef, Matrix, Memory};
-use crate::ops::{AdamWStep, AddBias, ColumnSums, CrossEntropy, GateBackward, GateForward, MatMul};
+use crate::ops::{
+    AdamWStep, AddBias, ColumnSums, CrossEntropy, GateBackward, GateForward, GatherRows, MatMul,
+};
 use crate::swiglu::{check_shape, writes_target};
 
 /// Whether a factor of a product is transposed.
@@ -163,6 +165,9 @@ pub trait Dense<T: Element>: Backend {
     /// Runs a checked gate gradient.
     #[doc(hidden)]
     fn run_gate_backward(&self, call: Checked<GateBackward<'_, T, Self::Memory>>) -> Result<()>;
+    /// Runs a checked choice of rows.
+    #[doc(hidden)]
+    fn run_gather_rows(&self, call: Checked<GatherRows<'_, T, Self::Memory>>) -> Result<()>;
     /// Runs a checked loss.
     #[doc(hidden)]
     fn run_cross_entropy(&self, call: Checked<CrossEntropy<'_, T, Self::Memory>>) -> Result<()>;
@@ -246,6 +251,35 @@ pub trait Dense<T: Element>: Backend {
         check_shape("pre-activations", pre.shape(), packed)?;
         Footprints::new().reads("dz", dz).writes("pre-activations", &pre).check(self)?;
         self.run_gate_backward(Checked::new(GateBackward { gate, dz, pre }))
+    }
+
+    /// `to[i] = from[rows[i]]` for `rows [m, 1]`, bit for bit: a batch out of a data set that stays on the device.
+    ///
+    /// ```
+    /// # use swiglu_core::{Dense, Host, Matrix, Result};
+    /// # fn batch<B: Dense<f32>>(backend: &B) -> Result<()> {
+    /// let data = backend.zeros(60_000, 784)?;
+    /// let chosen = backend.zeros(128, 1)?; // row 0, 128 times
+    /// let mut x = backend.zeros(128, 784)?;
+    /// backend.gather_rows(data.view(), chosen.view(), x.view_mut())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Dense`]. An index past the last row is [`Error::Row`] where the backend can look at it, otherwise it makes its
+    /// row NaN.
+    fn gather_rows(
+        &self,
+        from: MatRef<'_, T, Self::Memory>,
+        rows: MatRef<'_, u32, Self::Memory>,
+        to: MatMut<'_, T, Self::Memory>,
+    ) -> Result<()> {
+        check_shape("row indices", rows.shape(), (to.rows(), 1))?;
+        check_shape("gathered rows", to.shape(), (to.rows(), from.cols()))?;
+        let mut footprints = Footprints::new();
+        footprints.reads("source", from).reads("row indices", rows).writes("gathered rows", &to);
+        footprints.check(self)?;
+        self.run_gather_rows(Checked::new(GatherRows { from, rows, to }))
     }
 
     /// The mean cross-entropy of `softmax(logits)` against `labels [B, 1]`. The loss stays on the device.

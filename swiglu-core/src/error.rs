@@ -179,6 +179,17 @@ pub enum Error {
         classes: usize,
     },
 
+    /// An index names a row that does not exist.
+    #[error("index {index} is row {row}, expected less than {rows}")]
+    Row {
+        /// Which index of the list.
+        index: usize,
+        /// The row that it names.
+        row: u32,
+        /// Number of rows.
+        rows: usize,
+    },
+
     /// This backend cannot do what was asked.
     #[error("{backend} does not support {what}")]
     Unsupported {

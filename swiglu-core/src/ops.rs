@@ -127,6 +127,17 @@ pub struct GateBackward<'a, T: Element, M: Memory> {
     pub pre: MatMut<'a, T, M>,
 }
 
+/// `to[i] = from[rows[i]]`.
+#[derive(Debug)]
+pub struct GatherRows<'a, T: Element, M: Memory> {
+    /// `[N, n]`.
+    pub from: MatRef<'a, T, M>,
+    /// `[m, 1]`, each below N.
+    pub rows: MatRef<'a, u32, M>,
+    /// `[m, n]`.
+    pub to: MatMut<'a, T, M>,
+}
+
 /// Mean cross-entropy of a softmax over each row.
 #[derive(Debug)]
 pub struct CrossEntropy<'a, T: Element, M: Memory> {

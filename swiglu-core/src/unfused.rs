@@ -9,7 +9,7 @@ use crate::gradients::{Halves, Out, Target};
 use crate::memory::{DeviceId, MatMut, MatRef, Matrix, StreamId};
 use crate::ops::{
     AdamWStep, AddBias, Backward, ColumnSums, Copy, CopyIn, CopyOut, CrossEntropy, Forward, GateBackward,
-    GateForward, MatMul,
+    GateForward, GatherRows, MatMul,
 };
 use crate::problem::{Pass, Plan, Problem};
 use crate::swiglu::SwiGLU;
@@ -221,6 +221,10 @@ impl<T: Element, B: Dense<T>> Dense<T> for Unfused<B> {
 
     fn run_gate_backward(&self, call: Checked<GateBackward<'_, T, B::Memory>>) -> Result<()> {
         self.0.run_gate_backward(call)
+    }
+
+    fn run_gather_rows(&self, call: Checked<GatherRows<'_, T, B::Memory>>) -> Result<()> {
+        self.0.run_gather_rows(call)
     }
 
     fn run_cross_entropy(&self, call: Checked<CrossEntropy<'_, T, B::Memory>>) -> Result<()> {

@@ -1,6 +1,8 @@
 //! `Dense` on the CPU: products on the driver, the rest in passes over rows.
 
-use swiglu_core::ops::{AdamWStep, AddBias, ColumnSums, CrossEntropy, GateBackward, GateForward, MatMul};
+use swiglu_core::ops::{
+    AdamWStep, AddBias, ColumnSums, CrossEntropy, GateBackward, GateForward, GatherRows, MatMul,
+};
 use swiglu_core::{
     Checked, Dense, Element, Error, Gradient, Host, MatMut, MatRef, Op, Out, Result, Target, Tile, bf16, f16,
 };
@@ -41,6 +43,10 @@ macro_rules! dense {
             fn run_gate_backward(&self, call: Checked<GateBackward<'_, $t, Host>>) -> Result<()> {
                 let call = call.into_inner();
                 self.run(GateGradients(call))
+            }
+
+            fn run_gather_rows(&self, call: Checked<GatherRows<'_, $t, Host>>) -> Result<()> {
+                rows::gather(call.into_inner())
             }
 
             fn run_cross_entropy(&self, call: Checked<CrossEntropy<'_, $t, Host>>) -> Result<()> {

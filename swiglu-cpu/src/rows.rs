@@ -1,6 +1,7 @@
 //! Passes over rows and columns: everything that is not a product.
 
-use swiglu_core::{Element, Gate, Host, MatMut, MatRef, Scalar};
+use swiglu_core::ops::GatherRows;
+use swiglu_core::{Element, Error, Gate, Host, MatMut, MatRef, Result, Scalar};
 
 use crate::gate;
 use crate::kernels::Kernel;
@@ -267,4 +268,28 @@ pub(crate) fn put_row<S: Element>(from: &[f32], mut to: MatMut<'_, S, Host>, add
     for (to, from) in to.iter_mut().zip(from) {
         *to = S::from_f32(if add { to.to_f32() + from } else { *from });
     }
+}
+/// Copies the rows that are named, all of which are looked for before anything is written.
+pub(crate) fn gather<T: Element>(call: GatherRows<'_, T, Host>) -> Result<()> {
+    let GatherRows { from, rows, to } = call;
+    for index in 0..rows.rows() {
+        let row = named(rows, index);
+        if row as usize >= from.rows() {
+            return Err(Error::Row { index, row, rows: from.rows() });
+        }
+    }
+    let cols = from.cols();
+    for_row_blocks((to, rows), cols, &|(mut to, rows): (MatMut<'_, T, Host>, MatRef<'_, u32, Host>)| {
+        for index in 0..rows.rows() {
+            if let (Some(to), Some(from)) = (to.row_mut(index), from.row(named(rows, index) as usize)) {
+                to.copy_from_slice(from);
+            }
+        }
+    });
+    Ok(())
+}
+
+/// The number at `index` of a list of one column.
+fn named(rows: MatRef<'_, u32, Host>, index: usize) -> u32 {
+    rows.row(index).and_then(|row| row.first()).copied().unwrap_or_default()
 }

@@ -12,6 +12,7 @@
 //   REALIGN          RealignParams      as ADD_BIAS
 //   SPLIT            RealignParams      the same for rows that are filled up to a multiple of 64, and VECTOR of bf16
 //   ROUND            RealignParams      ceil(rows / 64) * ceil(cols / 64), a block for each tile
+//   GATHER           GatherParams       as ADD_BIAS
 //
 // Any address and stride will do: a matrix with 16-byte alignment is seen to at run time.
 #include "gate.cuh"
@@ -26,6 +27,7 @@
 #define REALIGN 5
 #define SPLIT 6
 #define ROUND 7
+#define GATHER 8
 
 constexpr int THREADS = 256;
 constexpr int VECTOR = 16 / sizeof(Element<PASS == SPLIT ? BF16 : DTYPE>::Bits);
@@ -106,6 +108,29 @@ extern "C" __global__ void __launch_bounds__(THREADS) swiglu_kernel(const __grid
     Pack<DTYPE, VECTOR> pack;
     pack.load(element<DTYPE>(p.from.data, row * p.from.stride + column), p.cols - column, false);
     pack.store(element<DTYPE>(p.to.data, row * p.to.stride + column), VECTOR, true);
+}
+
+#elif PASS == GATHER
+
+// A row that is not there is never read, and becomes NaN.
+extern "C" __global__ void __launch_bounds__(THREADS) swiglu_kernel(const __grid_constant__ GatherParams p) {
+    follow();
+    i64 row, column;
+    if (!place(p.rows, p.cols, row, column)) return;
+    i64 count = p.cols - column;
+    bool whole = aligned<DTYPE>(p.from.data, p.from.stride) && aligned<DTYPE>(p.to.data, p.to.stride);
+    void* to = element<DTYPE>(p.to.data, row * p.to.stride + column);
+    i64 named = p.named[row * p.named_stride];
+    if (named < p.from_rows) {
+        Pack<DTYPE, VECTOR> pack;
+        pack.load(element<DTYPE>(p.from.data, named * p.from.stride + column), count, whole);
+        pack.store(to, count, whole);
+    } else {
+        float nan[VECTOR];
+#pragma unroll
+        for (int i = 0; i < VECTOR; ++i) nan[i] = __int_as_float(0x7fffffff);
+        write<DTYPE>(to, nan, count, whole);
+    }
 }
 
 #elif PASS == SPLIT

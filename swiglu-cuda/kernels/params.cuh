@@ -98,6 +98,18 @@ struct RealignParams {
 };
 static_assert(sizeof(RealignParams) == 48, "src/params.rs has the same size");
 
+// to[i] = from[named[i * named_stride]], whose rows are `from_rows`.
+struct GatherParams {
+    Input from;
+    Output to;
+    const u32* named;
+    i64 named_stride;
+    i64 from_rows;
+    i64 rows;
+    i64 cols;
+};
+static_assert(sizeof(GatherParams) == 72, "src/params.rs has the same size");
+
 // c[i][j] += bias[j].
 struct AddBiasParams {
     const void* bias;

@@ -1,6 +1,8 @@
 //! `Dense` on the device: products by the same kernels as the op, or by cuBLAS, and what stands around them.
 
-use swiglu_core::ops::{AdamWStep, AddBias, ColumnSums, CrossEntropy, GateBackward, GateForward, MatMul};
+use swiglu_core::ops::{
+    AdamWStep, AddBias, ColumnSums, CrossEntropy, GateBackward, GateForward, GatherRows, MatMul,
+};
 use swiglu_core::{Checked, Dense, Dtype, Element, Gradient, OptimizerMut, Precision, Result, bf16, f16};
 
 use crate::arena::Layout;
@@ -9,7 +11,7 @@ use crate::composed::{multiply, multiply_by_kernel};
 use crate::cublas::{Product, ProductKind};
 use crate::kernel::{Kernel, gate_code};
 use crate::memory::CudaMemory;
-use crate::params::{AdamWParams, AddBiasParams, CrossEntropyParams, GateParams, Operand};
+use crate::params::{AdamWParams, AddBiasParams, CrossEntropyParams, GateParams, GatherParams, Operand};
 use crate::passes::{column_sums, destination, out_type};
 use crate::plan::Sums;
 
@@ -98,6 +100,21 @@ impl Cuda {
         self.queue().call(0)?.launch_on(kernel, params.rows, params.cols, &params)
     }
 
+    fn chosen_rows<T: Element>(&self, call: GatherRows<'_, T, CudaMemory>) -> Result<()> {
+        let GatherRows { from, rows, to } = call;
+        let (count, cols) = to.shape();
+        let params = GatherParams {
+            from: Operand::read(from),
+            to: Operand::write(&to),
+            named: rows.ptr().address(),
+            named_stride: rows.row_stride() as i64,
+            from_rows: from.rows() as i64,
+            rows: count as i64,
+            cols: cols as i64,
+        };
+        self.queue().call(0)?.launch_on(Kernel::Gather { dtype: T::DTYPE }, params.rows, params.cols, &params)
+    }
+
     fn loss<T: Element>(&self, call: CrossEntropy<'_, T, CudaMemory>) -> Result<()> {
         let CrossEntropy { logits, labels, loss, correct, dlogits } = call;
         let (rows, classes) = logits.shape();
@@ -174,6 +191,10 @@ macro_rules! dense {
 
             fn run_gate_backward(&self, call: Checked<GateBackward<'_, $t, CudaMemory>>) -> Result<()> {
                 self.gate_cotangents(call.into_inner())
+            }
+
+            fn run_gather_rows(&self, call: Checked<GatherRows<'_, $t, CudaMemory>>) -> Result<()> {
+                self.chosen_rows(call.into_inner())
             }
 
             fn run_cross_entropy(&self, call: Checked<CrossEntropy<'_, $t, CudaMemory>>) -> Result<()> {

@@ -114,6 +114,11 @@ pub(crate) enum Kernel {
         /// Whether rows become columns.
         transposed: bool,
     },
+    /// Copies of the rows that a list names.
+    Gather {
+        /// Element type.
+        dtype: Dtype,
+    },
     /// c += bias.
     AddBias {
         /// Element type.
@@ -201,6 +206,7 @@ impl Kernel {
             | Kernel::Realign { .. }
             | Kernel::Split
             | Kernel::Round { .. }
+            | Kernel::Gather { .. }
             | Kernel::AddBias { .. }
             | Kernel::PartialSums { .. }
             | Kernel::TotalSums { .. } => &ELEMENTWISE,
@@ -241,6 +247,7 @@ impl Kernel {
                 .with("PASS", 7)
                 .with("DTYPE", dtype_code(Dtype::F32))
                 .with("TRANSPOSED", flag(transposed)),
+            Kernel::Gather { dtype } => Defines::default().with("PASS", 8).with("DTYPE", dtype_code(dtype)),
             Kernel::AddBias { dtype } => Defines::default().with("PASS", 2).with("DTYPE", dtype_code(dtype)),
             Kernel::PartialSums { dtype } => {
                 Defines::default().with("PASS", 3).with("DTYPE", dtype_code(dtype))
@@ -279,6 +286,7 @@ impl Kernel {
             Kernel::GateForward { dtype, .. }
             | Kernel::GateBackward { dtype, .. }
             | Kernel::Realign { dtype }
+            | Kernel::Gather { dtype }
             | Kernel::AddBias { dtype } => (one_per(vectors(dtype)), THREADS),
             Kernel::Split => {
                 let vectors = parts::whole_rows(rows).saturating_mul(cols.div_ceil(parts::VECTOR as u64));
@@ -370,6 +378,7 @@ impl fmt::Display for Kernel {
             Kernel::Round { transposed } => {
                 f.write_str(if *transposed { "round-tf32-t" } else { "round-tf32" })
             }
+            Kernel::Gather { dtype } => write!(f, "gather-{dtype}"),
             Kernel::AddBias { dtype } => write!(f, "add-bias-{dtype}"),
             Kernel::PartialSums { dtype } => write!(f, "column-sums-{dtype}"),
             Kernel::TotalSums { out } => write!(f, "column-sums-to-{out}"),

@@ -100,6 +100,19 @@ pub(crate) struct RealignParams {
     pub(crate) cols: i64,
 }
 
+/// Twin of `GatherParams`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct GatherParams {
+    pub(crate) from: Operand,
+    pub(crate) to: Operand,
+    pub(crate) named: u64,
+    pub(crate) named_stride: i64,
+    pub(crate) from_rows: i64,
+    pub(crate) rows: i64,
+    pub(crate) cols: i64,
+}
+
 /// Twin of `AddBiasParams`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -167,6 +180,7 @@ const _: () = {
     assert!(size_of::<Sm90Params>() == 1280);
     assert!(size_of::<GateParams>() == 104);
     assert!(size_of::<RealignParams>() == 48);
+    assert!(size_of::<GatherParams>() == 72);
     assert!(size_of::<AddBiasParams>() == 40);
     assert!(size_of::<ColumnSumsParams>() == 72);
     assert!(size_of::<CrossEntropyParams>() == 96);
@@ -181,6 +195,7 @@ impl KernelParams for GemmParams {}
 impl KernelParams for Sm90Params {}
 impl KernelParams for GateParams {}
 impl KernelParams for RealignParams {}
+impl KernelParams for GatherParams {}
 impl KernelParams for AddBiasParams {}
 impl KernelParams for ColumnSumsParams {}
 impl KernelParams for CrossEntropyParams {}

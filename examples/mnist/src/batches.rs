@@ -1,30 +1,22 @@
 //! Batches: a new order for each epoch, pixels to numbers from 0 to 1.
 
-use ndarray::{Array2, ArrayViewMut1, ArrayViewMut2};
+use ndarray::{Array2, ArrayViewMut2};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use rayon::prelude::*;
 
-use crate::data::{PIXELS, Split};
-
-/// A task's rows take 5 us, about what it costs to wake a thread.
-const ROWS_PER_TASK: usize = 16;
+use crate::data::Split;
 
 /// Samples of a split in some order.
 #[derive(Debug)]
 pub(crate) struct Batches<'a> {
-    split: &'a Split,
+    labels: &'a [u8],
     order: Vec<u32>,
-    /// The number that each of the 256 pixel values stands for.
-    scale: [f32; 256],
 }
 
 impl<'a> Batches<'a> {
     /// In file order.
     pub(crate) fn new(split: &'a Split) -> Self {
-        let order = (0..split.labels.len() as u32).collect();
-        let scale = std::array::from_fn(|pixel| pixel as f32 / 255.0);
-        Self { split, order, scale }
+        Self { labels: &split.labels, order: (0..split.labels.len() as u32).collect() }
     }
 
     /// Puts the samples into the order of an epoch (Fisher and Yates), the same on every machine.
@@ -49,26 +41,17 @@ impl<'a> Batches<'a> {
         (0..samples).step_by(batch_size).map(move |start| start..samples.min(start + batch_size))
     }
 
-    /// Copies samples into the first rows of `x [_, 784]` and `labels [_, 1]`. By all threads: a step of a GPU takes less
-    /// time than one thread needs for the pixels of the next.
-    pub(crate) fn gather(
-        &self,
-        range: std::ops::Range<usize>,
-        x: &mut Array2<f32>,
-        labels: &mut Array2<u32>,
-    ) {
-        let samples = &self.order[range];
-        for (&sample, label) in samples.iter().zip(labels.iter_mut()) {
-            *label = u32::from(self.split.labels[sample as usize]);
+    /// Puts samples and their labels into the first rows of `picks [_, 2]`.
+    pub(crate) fn pick(&self, range: std::ops::Range<usize>, picks: &mut Array2<u32>) {
+        for (&sample, mut pick) in self.order[range].iter().zip(picks.rows_mut()) {
+            (pick[0], pick[1]) = (sample, u32::from(self.labels[sample as usize]));
         }
-        let fill = |(mut row, &sample): (ArrayViewMut1<'_, f32>, &u32)| {
-            for (value, &pixel) in row.iter_mut().zip(self.split.images.row(sample as usize)) {
-                *value = self.scale[usize::from(pixel)];
-            }
-        };
-        let rows = x.rows_mut().into_iter().zip(samples).collect::<Vec<_>>();
-        rows.into_par_iter().with_min_len(ROWS_PER_TASK).for_each(fill);
     }
+}
+
+/// The pixels of a split as the network reads them.
+pub(crate) fn pixels(split: &Split) -> Array2<f32> {
+    split.images.mapv(|pixel| f32::from(pixel) / 255.0)
 }
 
 /// Weights drawn uniformly from +-1/sqrt(rows), as for a linear layer.
@@ -81,14 +64,15 @@ pub(crate) fn uniform(mut weights: ArrayViewMut2<'_, f32>, seed: u64) {
     }
 }
 
-/// Host buffers of one batch.
-pub(crate) fn buffers(batch_size: usize) -> (Array2<f32>, Array2<u32>) {
-    (Array2::zeros((batch_size, PIXELS)), Array2::zeros((batch_size, 1)))
+/// The host's part of a batch: which samples, and their labels.
+pub(crate) fn picks(batch_size: usize) -> Array2<u32> {
+    Array2::zeros((batch_size, 2))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::PIXELS;
 
     fn split(samples: usize) -> Split {
         let images = Array2::from_shape_fn((samples, PIXELS), |(sample, _)| sample as u8);
@@ -111,15 +95,16 @@ mod tests {
     }
 
     #[test]
-    fn pixels_and_labels_stay_together() {
+    fn samples_and_labels_stay_together() {
         let split = split(30);
         let mut batches = Batches::new(&split);
         batches.shuffle(7, 1);
-        let (mut x, mut labels) = buffers(8);
-        batches.gather(16..24, &mut x, &mut labels);
-        for row in 0..8 {
-            let pixel = (x[[row, 5]] * 255.0).round() as u32;
-            assert_eq!(pixel % 10, labels[[row, 0]], "row {row}");
+        let mut picks = picks(8);
+        batches.pick(16..24, &mut picks);
+        let pixels = pixels(&split);
+        for pick in picks.rows() {
+            let pixel = (pixels[[pick[0] as usize, 5]] * 255.0).round() as u32;
+            assert_eq!(pixel % 10, pick[1], "{pick}");
         }
     }
 }

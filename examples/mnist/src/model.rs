@@ -2,8 +2,8 @@
 
 use ndarray::Array2;
 use swiglu::{
-    AdamW, Complete, FusedSwiGLU, Gradient, LossTargets, MatMut, MatRef, Matrix, Op, Optimizer, Orientation,
-    Replay, Result, Saved, Target, WeightGrad,
+    AdamW, Backend, Complete, FusedSwiGLU, Gradient, LossTargets, MatMut, MatRef, Matrix, Op, Optimizer,
+    Orientation, Replay, Result, Saved, Target, WeightGrad,
 };
 
 use crate::batches::uniform;
@@ -29,8 +29,9 @@ struct Linear<B: Complete> {
 
 /// Everything that a step writes besides the parameters, made once and used in every step.
 pub(crate) struct Buffers<B: Complete> {
+    /// Samples of the batch, and their labels.
+    picks: Matrix<u32, B::Memory>,
     x: Matrix<f32, B::Memory>,
-    labels: Matrix<u32, B::Memory>,
     z: Matrix<f32, B::Memory>,
     dz: Matrix<f32, B::Memory>,
     logits: Matrix<f32, B::Memory>,
@@ -43,6 +44,9 @@ pub(crate) struct Buffers<B: Complete> {
     losses: Matrix<f32, B::Memory>,
     correct: Matrix<u32, B::Memory>,
 }
+
+/// The pixels of a split, `[samples, 784]`.
+pub(crate) type Samples<B> = Matrix<f32, <B as Backend>::Memory>;
 
 /// Losses and hits of the steps of an epoch.
 #[derive(Debug)]
@@ -133,8 +137,8 @@ impl<B: Complete> Model<B> {
     pub(crate) fn buffers(&self, batch: usize, steps: usize) -> Result<Buffers<B>> {
         let (backend, hidden) = (&self.backend, self.gated.hidden());
         Ok(Buffers {
+            picks: backend.zeros(batch, 2)?,
             x: backend.zeros(batch, PIXELS)?,
-            labels: backend.zeros(batch, 1)?,
             z: backend.zeros(batch, hidden)?,
             dz: backend.zeros(batch, hidden)?,
             logits: backend.zeros(batch, CLASSES)?,
@@ -147,27 +151,31 @@ impl<B: Complete> Model<B> {
         })
     }
 
-    /// Uploads the first `batch` rows of a batch.
-    pub(crate) fn upload(
-        &self,
-        buffers: &mut Buffers<B>,
-        batch: usize,
-        x: &Array2<f32>,
-        labels: &Array2<u32>,
-    ) -> Result<()> {
-        let x = MatRef::try_from(x)?.sub(0..batch, 0..PIXELS)?;
-        let labels = MatRef::try_from(labels)?.sub(0..batch, 0..1)?;
-        self.backend.copy_in(x, buffers.x.view_mut().sub(0..batch, 0..PIXELS)?)?;
-        self.backend.copy_in(labels, buffers.labels.view_mut().sub(0..batch, 0..1)?)
+    /// Uploads samples, which stay on the device.
+    pub(crate) fn samples(&self, pixels: &Array2<f32>) -> Result<Samples<B>> {
+        upload(&self.backend, pixels)
+    }
+
+    /// Uploads which samples the first `batch` rows of a batch are, and their labels.
+    pub(crate) fn upload(&self, buffers: &mut Buffers<B>, batch: usize, picks: &Array2<u32>) -> Result<()> {
+        let picks = MatRef::try_from(picks)?.sub(0..batch, 0..2)?;
+        self.backend.copy_in(picks, buffers.picks.view_mut().sub(0..batch, 0..2)?)
     }
 
     /// One step on the first `batch` rows of the uploaded batch. Equal calls have equal operands, so that a device may
     /// [replay](Stepper) them.
-    fn train(&mut self, buffers: &mut Buffers<B>, batch: usize, hyper: AdamW) -> Result<()> {
+    fn train(
+        &mut self,
+        samples: &Samples<B>,
+        buffers: &mut Buffers<B>,
+        batch: usize,
+        hyper: AdamW,
+    ) -> Result<()> {
+        self.gather(samples, buffers, batch)?;
         let Self { backend, gated, gated_optimizers, head, trained } = self;
         let hidden = gated.hidden();
         let x = buffers.x.view().sub(0..batch, 0..PIXELS)?;
-        let labels = buffers.labels.view().sub(0..batch, 0..1)?;
+        let labels = buffers.picks.view().sub(0..batch, 1..2)?;
         let mut z = buffers.z.view_mut().sub(0..batch, 0..hidden)?;
         let mut logits = buffers.logits.view_mut().sub(0..batch, 0..CLASSES)?;
         let mut dlogits = buffers.dlogits.view_mut().sub(0..batch, 0..CLASSES)?;
@@ -197,6 +205,13 @@ impl<B: Complete> Model<B> {
         Ok(())
     }
 
+    /// The pixels of the uploaded batch.
+    fn gather(&self, samples: &Samples<B>, buffers: &mut Buffers<B>, batch: usize) -> Result<()> {
+        let rows = buffers.picks.view().sub(0..batch, 0..1)?;
+        let x = buffers.x.view_mut().sub(0..batch, 0..PIXELS)?;
+        self.backend.gather_rows(samples.view(), rows, x)
+    }
+
     /// Keeps loss and hits of the last step in column `step`.
     fn keep(&self, buffers: &mut Buffers<B>, step: usize) -> Result<()> {
         let to = buffers.losses.view_mut().sub(0..1, step..step + 1)?;
@@ -206,7 +221,14 @@ impl<B: Complete> Model<B> {
     }
 
     /// Loss and hits of the uploaded batch, without learning from it.
-    pub(crate) fn evaluate(&self, buffers: &mut Buffers<B>, batch: usize, step: usize) -> Result<()> {
+    pub(crate) fn evaluate(
+        &self,
+        samples: &Samples<B>,
+        buffers: &mut Buffers<B>,
+        batch: usize,
+        step: usize,
+    ) -> Result<()> {
+        self.gather(samples, buffers, batch)?;
         let hidden = self.gated.hidden();
         let mut z = buffers.z.view_mut().sub(0..batch, 0..hidden)?;
         let mut logits = buffers.logits.view_mut().sub(0..batch, 0..CLASSES)?;
@@ -217,7 +239,7 @@ impl<B: Complete> Model<B> {
             correct: Some(buffers.correct.view_mut().sub(0..1, step..step + 1)?),
             dlogits: None,
         };
-        self.backend.cross_entropy(logits.view(), buffers.labels.view().sub(0..batch, 0..1)?, targets)
+        self.backend.cross_entropy(logits.view(), buffers.picks.view().sub(0..batch, 1..2)?, targets)
     }
 
     /// Reads back the loss of one step; waits for it.
@@ -264,27 +286,27 @@ impl Stepper {
     pub(crate) fn step<B: Complete>(
         &mut self,
         model: &mut Model<B>,
+        samples: &Samples<B>,
         buffers: &mut Buffers<B>,
-        batch: usize,
-        step: usize,
+        (batch, step): (usize, usize),
     ) -> Result<()> {
         let hyper = self.hyper;
         if batch != self.batch_size {
-            model.train(buffers, batch, hyper)?;
+            model.train(samples, buffers, batch, hyper)?;
             return model.keep(buffers, step);
         }
         if let State::Warm = self.state {
             let backend = model.backend.clone();
-            let captured = backend.capture(|| model.train(buffers, batch, hyper))?;
+            let captured = backend.capture(|| model.train(samples, buffers, batch, hyper))?;
             self.state = captured.map_or(State::Plain, State::Captured);
         }
         match &mut self.state {
             State::Captured(replay) => replay.launch()?,
             State::Cold => {
-                model.train(buffers, batch, hyper)?;
+                model.train(samples, buffers, batch, hyper)?;
                 self.state = State::Warm;
             }
-            State::Warm | State::Plain => model.train(buffers, batch, hyper)?,
+            State::Warm | State::Plain => model.train(samples, buffers, batch, hyper)?,
         }
         model.keep(buffers, step)
     }

@@ -4,11 +4,11 @@ use std::time::Instant;
 
 use swiglu::{AdamW, Complete, Job, Result, Unfused, WeightGrad};
 
-use crate::batches::{Batches, buffers};
+use crate::batches::{Batches, picks, pixels};
 use crate::cli::Args;
-use crate::data::{Dataset, Split};
+use crate::data::Dataset;
 use crate::error::Error;
-use crate::model::{Buffers, Model, Parameters, Stepper, Tally};
+use crate::model::{Buffers, Model, Parameters, Samples, Stepper, Tally};
 use crate::report::metrics::Metrics;
 use crate::report::plot::Curves;
 use crate::report::progress::Progress;
@@ -45,12 +45,12 @@ impl Training<'_> {
         self.progress.line(format_args!("device: {}", backend.name()));
         let mut run = Run::new(backend, &self).map_err(failed)?;
         let mut curves = Curves::default();
-        let mut test = run.test(&self.data.test).map_err(failed)?;
+        let mut test = run.test().map_err(failed)?;
         for epoch in 1..=self.args.epochs {
             let started = Instant::now();
             let tally = run.epoch(&mut self, epoch).map_err(failed)?;
             let seconds = started.elapsed().as_secs_f64();
-            test = run.test(&self.data.test).map_err(failed)?;
+            test = run.test().map_err(failed)?;
             let samples = self.data.train.labels.len();
             let report = EpochReport {
                 epoch,
@@ -80,11 +80,12 @@ fn mean_loss(losses: &[f32], samples: usize, batch_size: usize) -> f32 {
     (weighted.sum::<f64>() / samples.max(1) as f64) as f32
 }
 
-/// A model on its backend, and the buffers of its steps.
+/// A model on its backend, the samples, and the buffers of its steps.
 struct Run<'a, B: Complete> {
     model: Model<B>,
     device: Buffers<B>,
-    train: Batches<'a>,
+    train: (Batches<'a>, Samples<B>),
+    test: (Batches<'a>, Samples<B>),
     stepper: Stepper,
     batch_size: usize,
 }
@@ -95,40 +96,41 @@ impl<'a, B: Complete> Run<'a, B> {
         let model = Model::load(&backend, &training.parameters, WeightGrad::from(args.weight_grad))?;
         let samples = data.train.labels.len().max(data.test.labels.len());
         let device = model.buffers(args.batch_size, samples.div_ceil(args.batch_size))?;
-        let train = Batches::new(&data.train);
+        let train = (Batches::new(&data.train), model.samples(&pixels(&data.train))?);
+        let test = (Batches::new(&data.test), model.samples(&pixels(&data.test))?);
         // Unfused, frozen weights save nothing, so each step allocates pre-activations: that cannot be captured.
         let replay = !(args.unfused && WeightGrad::from(args.weight_grad) == WeightGrad::Frozen);
         let stepper = Stepper::new(args.batch_size, AdamW::new(args.lr), replay);
-        Ok(Self { model, device, train, stepper, batch_size: args.batch_size })
+        Ok(Self { model, device, train, test, stepper, batch_size: args.batch_size })
     }
 
     fn epoch(&mut self, training: &mut Training<'_>, epoch: u32) -> Result<Tally> {
-        let Self { model, device, train, stepper, batch_size } = self;
-        let (mut x, mut labels) = buffers(*batch_size);
+        let Self { model, device, train: (train, samples), stepper, batch_size, .. } = self;
+        let mut picks = picks(*batch_size);
         let steps = train.samples().div_ceil(*batch_size);
         train.shuffle(training.args.seed, epoch);
         training.progress.start_epoch(epoch, training.args.epochs, steps);
         for (step, range) in train.ranges(*batch_size).enumerate() {
             let batch = range.len();
-            train.gather(range, &mut x, &mut labels);
-            model.upload(device, batch, &x, &labels)?;
-            stepper.step(model, device, batch, step)?;
+            train.pick(range, &mut picks);
+            model.upload(device, batch, &picks)?;
+            stepper.step(model, samples, device, (batch, step))?;
             training.progress.step(|| model.loss(device, step).unwrap_or(f32::NAN));
         }
         model.tally(device, steps)
     }
 
-    fn test(&mut self, split: &Split) -> Result<Score> {
-        let batches = Batches::new(split);
-        let (mut x, mut labels) = buffers(self.batch_size);
-        for (step, range) in batches.ranges(self.batch_size).enumerate() {
+    fn test(&mut self) -> Result<Score> {
+        let Self { model, device, test: (batches, samples), batch_size, .. } = self;
+        let mut picks = picks(*batch_size);
+        for (step, range) in batches.ranges(*batch_size).enumerate() {
             let batch = range.len();
-            batches.gather(range, &mut x, &mut labels);
-            self.model.upload(&mut self.device, batch, &x, &labels)?;
-            self.model.evaluate(&mut self.device, batch, step)?;
+            batches.pick(range, &mut picks);
+            model.upload(device, batch, &picks)?;
+            model.evaluate(samples, device, batch, step)?;
         }
-        let steps = batches.samples().div_ceil(self.batch_size);
-        let correct = self.model.tally(&self.device, steps)?.correct;
+        let steps = batches.samples().div_ceil(*batch_size);
+        let correct = model.tally(device, steps)?.correct;
         Ok(Score { correct, total: batches.samples() })
     }
 }

@@ -6,7 +6,7 @@ mod refusals;
 
 use half::{bf16, f16};
 use ndarray::Array2;
-use swiglu_core::{Dense, Dtype, Element, Gate, Op};
+use swiglu_core::{Dense, Dtype, Element, Error, Gate, Op};
 
 use crate::arrange::place;
 use crate::bits::Value;
@@ -18,7 +18,7 @@ use crate::guarded::Guarded;
 use crate::judge::{Expected, judge};
 use crate::oracle::{Real, column_sums, cotangents, output, product, transposed};
 use crate::part::{beside, column_halves};
-use crate::report::{Failure, Report};
+use crate::report::{Failure, Report, ensure};
 use crate::suite::Complete;
 use loss::cross_entropy;
 use optimizer::adamw;
@@ -213,6 +213,54 @@ fn copies<T: Value, B: Dense<T>>(bench: &Bench<'_, B>) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Rows in any order, some twice: every bit, and nothing beside. An index past the last row is an error that names it, or
+/// makes its row NaN.
+fn gathers<T: Value, B: Dense<T>>(bench: &Bench<'_, B>) -> Result<(), Failure> {
+    let backend = bench.backend;
+    for (index, (m, all, n)) in SHAPES.into_iter().enumerate() {
+        let content: Array2<T> = bench.normal(10, (all, n));
+        let mut draws = Draws::new(bench.seed, 8000 + index as u64);
+        let rows = Array2::from_shape_simple_fn((m, 1), || draws.below(all) as u32);
+        let from = Guarded::new(backend, "source", &content, 3)?;
+        let placed = Guarded::new(backend, "row indices", &rows, 1)?;
+        let mut to = Guarded::<T, _>::unwritten(backend, "gathered rows", (m, n), 2)?;
+        backend.gather_rows(from.view(), placed.view(), to.view_mut())?;
+        from.unchanged(backend)?;
+        placed.unchanged(backend)?;
+        let same = to
+            .read(backend)?
+            .indexed_iter()
+            .all(|((i, j), to)| to.bits() == content[[rows[[i, 0]] as usize, j]].bits());
+        ensure(same, || format!("{} rows of ({all}, {n}) differ", T::DTYPE))?;
+    }
+    bad_row::<T, B>(bench)
+}
+
+fn bad_row<T: Value, B: Dense<T>>(bench: &Bench<'_, B>) -> Result<(), Failure> {
+    let backend = bench.backend;
+    let content: Array2<T> = bench.normal(11, (4, 9));
+    let from = Guarded::new(backend, "source", &content, 0)?;
+    for bad in [4, u32::MAX] {
+        let rows =
+            Array2::from_shape_vec((3, 1), vec![3, bad, 0]).map_err(|e| Failure::new(e.to_string()))?;
+        let rows = Guarded::new(backend, "row indices", &rows, 0)?;
+        let mut to = Guarded::<T, _>::unwritten(backend, "gathered rows", (3, 9), 0)?;
+        match backend.gather_rows(from.view(), rows.view(), to.view_mut()) {
+            Err(Error::Row { index: 1, row, rows: 4 }) if row == bad => to.unchanged(backend)?,
+            Err(error) => return Err(Failure::new(format!("row {bad} of 4 gave {error:?}"))),
+            Ok(()) => {
+                let to = to.read(backend)?;
+                let right = to.indexed_iter().all(|((i, j), to)| match i {
+                    1 => to.to_f32().is_nan(),
+                    _ => to.bits() == content[[3 - 3 * (i / 2), j]].bits(),
+                });
+                ensure(right, || format!("row {bad} of 4 gave {to:?}"))?;
+            }
+        }
+    }
+    Ok(())
+}
+
 fn one_type<T: Value, B: Dense<T>>(bench: &Bench<'_, B>, report: &mut Report) -> Result<(), Failure> {
     matmul::<T, B>(bench, report)?;
     add_bias::<T, B>(bench, report)?;
@@ -220,6 +268,7 @@ fn one_type<T: Value, B: Dense<T>>(bench: &Bench<'_, B>, report: &mut Report) ->
     gates::<T, B>(bench, report)?;
     cross_entropy::<T, B>(bench, report)?;
     copies::<T, B>(bench)?;
+    gathers::<T, B>(bench)?;
     adamw::<T, B>(bench, report)
 }
 
@@ -233,6 +282,6 @@ pub fn dense<B: Complete>(backend: &B, config: &Config, seed: u64) -> Result<Rep
     one_type::<f32, B>(&bench, &mut report)?;
     one_type::<f16, B>(&bench, &mut report)?;
     one_type::<bf16, B>(&bench, &mut report)?;
-    report.cases = 21;
+    report.cases = 24;
     Ok(report)
 }

@@ -1,6 +1,8 @@
 //! The neighbours of the op, through the engine.
 
-use swiglu_core::ops::{AdamWStep, AddBias, ColumnSums, CrossEntropy, GateBackward, GateForward, MatMul};
+use swiglu_core::ops::{
+    AdamWStep, AddBias, ColumnSums, CrossEntropy, GateBackward, GateForward, GatherRows, MatMul,
+};
 use swiglu_core::{Checked, Dense, Element, Gradient, Host, LossTargets, Optimizer, Result};
 
 use super::memory::FakeMemory;
@@ -73,6 +75,16 @@ impl<T: Element, E: Dense<T, Memory = Host>> Dense<T> for Fake<E> {
             let (dz, mut host_pre) = (Staged::read(dz, self.slip)?, Staged::read(pre.view(), self.slip)?);
             self.engine.gate_backward(gate, dz.view()?, host_pre.view_mut()?)?;
             host_pre.write(pre)
+        })
+    }
+
+    fn run_gather_rows(&self, call: Checked<GatherRows<'_, T, FakeMemory>>) -> Result<()> {
+        let GatherRows { from, rows, to } = call.into_inner();
+        self.launch(|| {
+            let (from, rows) = (Staged::read(from, self.slip)?, Staged::read(rows, self.slip)?);
+            let mut host_to = Staged::read(to.view(), self.slip)?;
+            self.engine.gather_rows(from.view()?, rows.view()?, host_to.view_mut()?)?;
+            host_to.write(to)
         })
     }
 

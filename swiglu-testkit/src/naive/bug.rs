@@ -107,6 +107,8 @@ catalogue! {
         LastOfEquals,
         /// A label past the last class is taken for the last class.
         LabelClamped,
+        /// Gathered rows are the first ones, in order.
+        GatherInOrder,
         /// Weight decay is added to the gradient instead of being decoupled.
         CoupledDecay,
         /// AdamW does not correct the bias of its moments.

@@ -1,7 +1,9 @@
 //! What a training step needs around the op, as plain loops.
 
 use ndarray::{Array2, ArrayView1, Axis};
-use swiglu_core::ops::{AdamWStep, AddBias, ColumnSums, CrossEntropy, GateBackward, GateForward, MatMul};
+use swiglu_core::ops::{
+    AdamWStep, AddBias, ColumnSums, CrossEntropy, GateBackward, GateForward, GatherRows, MatMul,
+};
 use swiglu_core::{Checked, Dense, Element, Error, Gradient, Host, Op, Result};
 
 use super::arithmetic::{Product, Sum};
@@ -81,6 +83,23 @@ impl<T: Element> Dense<T> for Naive {
         let dab = self.gate_gradients::<T>(gate, &Pre { gate: half(0), up: half(hidden) }, &dz);
         for ((i, j), to) in pre.array_mut().indexed_iter_mut() {
             *to = T::from_f32(if j < hidden { dab.gate[[i, j]] } else { dab.up[[i, j - hidden]] });
+        }
+        Ok(())
+    }
+
+    fn run_gather_rows(&self, call: Checked<GatherRows<'_, T, Host>>) -> Result<()> {
+        let GatherRows { from, rows, to } = call.into_inner();
+        let from = from.array();
+        let all = from.nrows();
+        let place = |(index, &row): (usize, &u32)| match usize::try_from(row) {
+            Ok(at) if at < all => Ok(at),
+            _ => Err(Error::Row { index, row, rows: all }),
+        };
+        let places = rows.array().iter().enumerate().map(place).collect::<Result<Vec<_>>>()?;
+        for ((i, j), to) in to.array_mut().indexed_iter_mut() {
+            // With the bug, the rows that follow each other from the first on.
+            let row = if self.is(Bug::GatherInOrder) { i.min(all - 1) } else { places[i] };
+            *to = from[[row, j]];
         }
         Ok(())
     }

@@ -169,6 +169,7 @@ fn beside_products(found: &mut Found) {
             found.add(Kernel::GateBackward { dtype, gate });
         }
         found.add(Kernel::Realign { dtype });
+        found.add(Kernel::Gather { dtype });
         found.add(Kernel::AddBias { dtype });
         found.add(Kernel::PartialSums { dtype });
         found.add(Kernel::TotalSums { out: dtype });

@@ -54,6 +54,13 @@ pub(in crate::check) fn refusals<T: Value, B: Dense<T>>(backend: &B) -> Result<(
     refuses(backend.gate(invalid, pre.view(), to.view_mut()), "an invalid gate", is_invalid)?;
     refuses(backend.gate_backward(invalid, two.view(), to.view_mut()), "an invalid gate", is_invalid)?;
 
+    let (from, rows) = (t((9, 4))?, word((4, 1))?);
+    let outcome = backend.gather_rows(from.view(), rows.view(), to.view_mut());
+    refuses_shape(outcome, "row indices", (3, 1), (4, 1))?;
+    let (from, rows) = (t((9, 5))?, word((3, 1))?);
+    let outcome = backend.gather_rows(from.view(), rows.view(), to.view_mut());
+    refuses_shape(outcome, "gathered rows", (3, 5), (3, 4))?;
+
     // Shapes of labels, loss, hits, gradient; exactly one of them wrong.
     let logits = t((3, 4))?;
     let right = ((3, 1), (1, 1), (1, 1), (3, 4));
