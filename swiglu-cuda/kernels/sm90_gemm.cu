@@ -261,7 +261,7 @@ __device__ __forceinline__ void share_tile(const Sm90Params& p, const Ring& ring
         shrink_registers<kProducerRegisters>();
         if (threadIdx.x == 0) produce_slice(p, ring, tile, first, last);
         __syncwarp();
-        meet_cluster();
+        sync_cluster();
         sync_cluster();
         return;
     }
@@ -272,7 +272,7 @@ __device__ __forceinline__ void share_tile(const Sm90Params& p, const Ring& ring
     Sums d[2] = {};
     consumer.multiply_middle(d, last - first);
     // The ring is free in all blocks: they have read what was copied into it.
-    meet_cluster();
+    sync_cluster();
     send_parts(ring.base, slice, number, thread, d);
     sync_cluster();
     Boxes boxes = {ring.boxes(number), 0, 1 + number, thread % 32, thread / 32};

@@ -37,11 +37,6 @@ struct Dealt {
     }
 };
 
-// Until all threads of the cluster are here. Orders nothing in memory.
-__device__ __forceinline__ void meet_cluster() {
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
-}
-
 __device__ __forceinline__ void send_parts(u32 base, u32 slice, u32 consumer, u32 thread, const Sums (&d)[2]) {
 #pragma unroll
     for (u32 quarter = 0; quarter < kQuarters; ++quarter) {
