@@ -46,7 +46,7 @@ macro_rules! dense {
             }
 
             fn run_gather_rows(&self, call: Checked<GatherRows<'_, $t, Host>>) -> Result<()> {
-                rows::gather(call.into_inner())
+                self.run(ChosenRows(call.into_inner()))
             }
 
             fn run_cross_entropy(&self, call: Checked<CrossEntropy<'_, $t, Host>>) -> Result<()> {
@@ -154,6 +154,14 @@ impl<T: Element> Pass for GateValues<'_, T> {
         let GateForward { gate, pre, z } = self.0;
         rows::gate_values(kernel, gate, pre, z);
         Ok(())
+    }
+}
+
+struct ChosenRows<'a, T: Element>(GatherRows<'a, T, Host>);
+
+impl<T: Element> Pass for ChosenRows<'_, T> {
+    fn run<K: Kernel>(self, _: K, _: &mut Workspace, _: usize) -> Result<()> {
+        rows::gather(self.0)
     }
 }
 

@@ -269,6 +269,7 @@ pub(crate) fn put_row<S: Element>(from: &[f32], mut to: MatMut<'_, S, Host>, add
         *to = S::from_f32(if add { to.to_f32() + from } else { *from });
     }
 }
+
 /// Copies the rows that are named, all of which are looked for before anything is written.
 pub(crate) fn gather<T: Element>(call: GatherRows<'_, T, Host>) -> Result<()> {
     let GatherRows { from, rows, to } = call;

@@ -4,7 +4,7 @@ use swiglu_cpu::{Cpu, Isa};
 use swiglu_testkit::bounds::Rounding;
 use swiglu_testkit::{Check, Config};
 
-const ISAS: [Isa; 3] = [Isa::Portable, Isa::Avx2, Isa::Avx512];
+const ISAS: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Neon];
 
 #[test]
 fn every_instruction_set_passes_the_suite() {

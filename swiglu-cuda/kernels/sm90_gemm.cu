@@ -4,7 +4,7 @@
 // CLUSTER (1 or 2 blocks, which share B), C_BOXES (C and pre are written by TMA: their rows start and end at multiples of
 // 16 bytes, and nothing is added), C_VECTOR (dz, and C without C_BOXES, may be accessed two elements at a time),
 // FORM_COTANGENTS (A is formed first, as sm90_cotangents.cuh has it), SLICES (blocks that share a tile, as sm90_slices.cuh
-// has it, 1 to 6 or 8).
+// has it: 1 to 4; 5, 6 and 8 gain nothing).
 //
 // With TF32 operands are f32 that was rounded before (ROUND, in elementwise.cu): tensor cores would cut the low bits off,
 // and read 32-bit elements only along k. They also cut off what they add to a sum, towards zero: one step in 8 of k loses
@@ -271,6 +271,7 @@ __device__ __forceinline__ void share_tile(const Sm90Params& p, const Ring& ring
     Consumer consumer = {ring, number, thread, Cursor()};
     Sums d[2] = {};
     consumer.multiply_middle(d, last - first);
+    __syncwarp();
     // The ring is free in all blocks: they have read what was copied into it.
     sync_cluster();
     send_parts(ring.base, slice, number, thread, d);

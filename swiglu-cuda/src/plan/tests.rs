@@ -762,10 +762,32 @@ fn few_tiles_of_hopper_are_shared() {
         (dims(1024, 1024, 4096), sm90(3), sm90(1)),
         // 16 of 64, and twice 32 of 16.
         (dims(1024, 512, 2048), sm90(4), sm90(2)),
-        // 8 of 14, and 12 of 8.
+        // 8 of 14, and twice 8 of 8.
         (dims(512, 512, 448), mma, mma),
     ] {
         assert_eq!(slices(None, dims, Precision::Strict), (dx, dwf), "{dims:?}");
+    }
+    // Never more blocks than run at once, whatever the device.
+    for multiprocessors in [1, 16, 60, 78, 114, 132] {
+        let planner =
+            Planner { facts: Facts { multiprocessors, ..H100 }, forced: Some(Family::Sm90), choices: None };
+        for (shape, k) in [((0, 0), 4096), ((128, 256), 1024), ((2048, 768), 4096), ((8192, 8192), 65536)] {
+            let call = Matmul {
+                dtype: Dtype::Bf16,
+                out: Dtype::Bf16,
+                a_trans: false,
+                b_trans: false,
+                shape,
+                k,
+                add: false,
+                inputs: 16,
+                outputs: 16,
+            };
+            let gemm = planner.matmul(&call);
+            let blocks = gemm.tiles(shape.0 as u64, shape.1 as u64) * u64::from(gemm.slices);
+            assert!(gemm.slices == 1 || blocks <= u64::from(multiprocessors), "{multiprocessors} {gemm:?}");
+            assert!(k >= 512 * gemm.slices as usize, "{gemm:?}");
+        }
     }
     // dX that forms what it reads has whole tiles.
     assert_eq!(slices(Some(Family::Sm90), dims(2048, 768, 2048), Precision::Strict).0, sm90(1));

@@ -70,7 +70,8 @@ fn kind<T: Element>(how: How) -> Dtype {
 
 fn matmul<T: Value, B: Dense<T>>(bench: &Bench<'_, B>, report: &mut Report) -> Result<(), Failure> {
     let (backend, model) = (bench.backend, bench.model(T::DTYPE));
-    for (m, k, n) in SHAPES.into_iter().chain([(4, 0, 5), (4, 3, 0)]) {
+    // The last two are what a GPU cuts along k.
+    for (m, k, n) in SHAPES.into_iter().chain([(4, 0, 5), (4, 3, 0), (40, 1100, 72), (9, 2100, 33)]) {
         for how in HOWS {
             for (op_a, op_b) in [(Op::N, Op::N), (Op::N, Op::T), (Op::T, Op::N), (Op::T, Op::T)] {
                 let a: Array2<T> = bench.normal(0, op_a.shape((m, k)));
@@ -232,6 +233,13 @@ fn gathers<T: Value, B: Dense<T>>(bench: &Bench<'_, B>) -> Result<(), Failure> {
             .indexed_iter()
             .all(|((i, j), to)| to.bits() == content[[rows[[i, 0]] as usize, j]].bits());
         ensure(same, || format!("{} rows of ({all}, {n}) differ", T::DTYPE))?;
+    }
+    // Nothing to read, and nothing to copy.
+    for (all, n) in [(0, 3), (4, 0)] {
+        let from = Guarded::new(backend, "source", &bench.normal::<T>(12, (all, n)), 0)?;
+        let none = Guarded::new(backend, "row indices", &Array2::<u32>::zeros((0, 1)), 0)?;
+        let mut to = Guarded::<T, _>::unwritten(backend, "gathered rows", (0, n), 0)?;
+        backend.gather_rows(from.view(), none.view(), to.view_mut())?;
     }
     bad_row::<T, B>(bench)
 }
