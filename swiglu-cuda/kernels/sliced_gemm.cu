@@ -30,16 +30,17 @@
 //
 // Where a scaled sum is not finite, which a factor above 2^111 or a sum above 2^95 can bring about, the piece of the
 // tile is computed once more by chains of multiply-adds: what comes of infinities, NaNs and overflow is what those make
-// of it. A tile full of them takes longer: 1.1 ms for 8 us at 128, 784, 512, where a chain had one sum at a time.
+// of it. That takes longer: 170 us for 8 where all of 128, 784, 512 is NaN.
 //
 // Measured on an H100 against one chain of fmaf in f32, relative errors in the Frobenius norm at k = 784, 4096, 14336:
 // 0.22, 0.19, 0.18 of the chain's with two parts and 0.17, 0.10, 0.07 with 16 for normal factors; 0.18, 0.14, 0.13 and
-// 0.15, 0.08, 0.04 for positive ones; 1.00 everywhere for factors log-uniform in 2^-60 .. 2^60. The worst element of
-// positive ones was off by 5, 9 and 15 u M with two parts (the chain by 30, 69, 132), on average by -0.7 u M.
+// 0.15, 0.08, 0.04 for positive ones; 0.72, 0.63, 0.60 and 0.63, 0.36, 0.27 for factors log-uniform in 2^-40 .. 2^40.
+// The worst element of positive ones was off by 5, 9 and 17 u M with two parts (the chain by 30, 69, 132), on average
+// by -0.7 u M.
 //
-// Forward of 128, 784, 512 in 8.3 us, of which 2.8 are left without the loop over slabs (19 us by multiply-adds on
+// Forward of 128, 784, 512 in 8.4 us, of which 2.6 are left without the loop over slabs (19 us by multiply-adds on
 // plain cores). The loop's 96 mma for each slab take 12 clocks each, beside seven other instructions of two warps:
-// alone they take 7 where operands are shared, and 10 where they are not. Waiting for copies costs 0.7 us of it.
+// alone they take 7 where operands are shared, and 10 where they are not. Waiting for copies costs 0.6 us of it.
 #include "gate.cuh"
 #include "pack.cuh"
 #include "params.cuh"

@@ -334,16 +334,15 @@ impl Planner<'_> {
         } else {
             None
         };
-        let idle =
-            || plain.tiles(m, n).saturating_mul(wanted.depth) < u64::from(self.facts.multiprocessors);
+        let idle = || plain.tiles(m, n).saturating_mul(wanted.depth) < u64::from(self.facts.multiprocessors);
         match (self.forced, refused) {
             (Some(Family::Sliced), Some(reason)) => {
                 notes.push(Note::InPlaceOf { family: Family::Simt, asked: Family::Sliced, reason });
                 return None;
             }
             (Some(Family::Sliced), None) => {}
-            (None | Some(Family::Decode | Family::Gemv), None)
-                if self.facts.capability == SM90 || idle() => {}
+            (None | Some(Family::Decode | Family::Gemv), None) if self.facts.capability == SM90 || idle() => {
+            }
             _ => return None,
         }
         let tiles = sliced.tiles(m, n).saturating_mul(wanted.depth);
