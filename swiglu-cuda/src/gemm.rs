@@ -24,8 +24,9 @@ pub enum Family {
     /// of 16 bytes; f32 in f32's accuracy, each element as the sum of three of bf16, which a pass before makes; and f32 as
     /// TF32 when asked for, which a pass before rounds.
     Sm90,
-    /// Strict f32 products of few tiles, on compute capability 9.0 and later: what is summed over is cut among warps and
-    /// blocks too. Sums are added in another order than by [`Family::Simt`].
+    /// Strict f32 products that are too small to be split first, on compute capability 9.0 and later: tensor cores
+    /// multiply each element as the sum of three of bf16, which the kernel makes on the way, and what is summed over is
+    /// cut among warps and blocks too. Sums are added in another order than by [`Family::Simt`].
     Sliced,
     /// Products of a vector and a matrix, for batches of up to 8 rows.
     Gemv,
@@ -140,8 +141,9 @@ pub(crate) struct Gemm {
     pub(crate) edge: Edge,
     pub(crate) vectors: Vectors,
     pub(crate) hopper: Hopper,
-    /// Blocks that share a tile: 1, 2 or 4 in `sliced`, 1 to 4 in plain 16-bit products of `sm90`. Elsewhere 1.
-    pub(crate) slices: u32,
+    /// Parts that k is cut into: 2, 4, 8, 16 or 32 in `sliced`, each for a warp; 1 to 4 in plain 16-bit products of `sm90`,
+    /// each for a block. Elsewhere 1.
+    pub(crate) parts: u32,
 }
 
 impl Gemm {
@@ -165,7 +167,9 @@ impl Gemm {
         let edge = self.edge.len();
         match (self.family, self.product.is_paired()) {
             // A simt tile holds gate and up columns in its own edge.
-            (Family::Simt | Family::Sliced, true) => (edge, edge / 2),
+            (Family::Simt, true) => (edge, edge / 2),
+            (Family::Sliced, false) => (sliced::ROWS, sliced::COLUMNS),
+            (Family::Sliced, true) => (sliced::ROWS, sliced::COLUMNS / 2),
             (Family::Sm90, false) => (sm90::ROWS, sm90::columns(self)),
             (Family::Sm90, true) => (sm90::ROWS, sm90::columns(self) / 2),
             _ => (edge, edge),
@@ -184,8 +188,8 @@ impl Gemm {
         let cluster = if self.hopper.pairs { 2 } else { 1 };
         // Clusters take as many rows of tiles as they have blocks.
         let clusters = self.tiles(m.div_ceil(cluster), n).saturating_mul(products);
-        if self.slices > 1 {
-            return clusters.saturating_mul(u64::from(self.slices));
+        if self.parts > 1 {
+            return clusters.saturating_mul(u64::from(self.parts));
         }
         clusters.min(u64::from(facts.multiprocessors) / cluster) * cluster
     }
@@ -195,7 +199,7 @@ impl Gemm {
         match self.family {
             Family::Mma => mma::threads(self),
             Family::Sm90 => sm90::THREADS,
-            Family::Sliced => sliced::THREADS,
+            Family::Sliced => 32 * sliced::groups(self.parts),
             _ => simt::threads(self),
         }
     }
@@ -214,7 +218,7 @@ impl Gemm {
         match self.family {
             Family::Mma => mma::stages(self, facts) * mma::stage_bytes(self, facts),
             Family::Sm90 => sm90::SHARED_BYTES,
-            Family::Sliced => sliced::shared_bytes(self),
+            Family::Sliced => sliced::shared_bytes(self.parts),
             _ => 0,
         }
     }
@@ -234,17 +238,28 @@ mod simt {
 
 /// What `sliced_gemm.cu` makes of its macros; the formulas are the same.
 pub(crate) mod sliced {
-    use super::Gemm;
+    pub(super) const ROWS: u64 = 32;
+    pub(super) const COLUMNS: u64 = 64;
+    /// Of k: a slab's.
+    pub(crate) const DEPTH: u64 = 16;
+    pub(crate) const PARTS: [u32; 5] = [2, 4, 8, 16, 32];
 
-    pub(super) const THREADS: u32 = 256;
-    /// Groups of warps of a block, which hold a tile each.
-    pub(crate) const GROUPS: u32 = 4;
+    /// Parts of k in a block: a warp for each.
+    pub(crate) const fn groups(parts: u32) -> u32 {
+        if parts < 8 { parts } else { 8 }
+    }
 
-    pub(super) fn shared_bytes(gemm: &Gemm) -> u32 {
-        let slab = |k_inner: bool| if k_inner { 64 * (8 + 4) } else { 8 * 64 };
-        let rings = GROUPS * 4 * (slab(!gemm.a_trans) + slab(gemm.b_trans));
-        let received = if gemm.slices > 1 { 4 * 4 * THREADS } else { 0 };
-        4 * (rings.max(GROUPS * 64 * 64) + received)
+    /// Blocks of a cluster, which share a tile.
+    pub(crate) const fn slices(parts: u32) -> u32 {
+        parts / groups(parts)
+    }
+
+    /// Four slabs of 6 KiB for each warp; and what a block gets from the others of its cluster, of whose tile of 8 KiB it
+    /// finishes a share, with a barrier.
+    pub(super) const fn shared_bytes(parts: u32) -> u32 {
+        let slices = slices(parts);
+        let received = if slices > 1 { (slices - 1) * 8192 / slices + 16 } else { 0 };
+        groups(parts) * 4 * 6144 + received
     }
 }
 
@@ -312,10 +327,10 @@ impl fmt::Display for Gemm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let order = |trans: bool| if trans { "t" } else { "n" };
         let kind = if self.tf32 { "tf32".to_owned() } else { self.dtype.to_string() };
-        let size = if self.family == Family::Sliced { u64::from(self.slices) } else { self.edge.len() };
+        let size = if self.family == Family::Sliced { u64::from(self.parts) } else { self.edge.len() };
         write!(f, "{}-{kind}-{}{}-{size}", self.family, order(self.a_trans), order(self.b_trans))?;
-        match (self.family, self.slices) {
-            (Family::Sm90, slices @ 2..) => write!(f, "-by-{slices}"),
+        match (self.family, self.parts) {
+            (Family::Sm90, parts @ 2..) => write!(f, "-by-{parts}"),
             _ => Ok(()),
         }
     }

@@ -7,7 +7,7 @@ use swiglu_core::{Dtype, Error, Gate, Result};
 use crate::compile::{Defines, Source};
 use crate::decode::Decode;
 use crate::device::Facts;
-use crate::gemm::{Family, GateCode, Gemm, Product};
+use crate::gemm::{Family, GateCode, Gemm, Product, sliced};
 use crate::realign::parts;
 
 /// Headers that kernels include, by name.
@@ -272,7 +272,8 @@ impl Kernel {
         let vectors = |dtype: Dtype| rows.saturating_mul(cols.div_ceil(16 / dtype.bytes() as u64));
         let (blocks, threads) = match *self {
             Kernel::Gemm(gemm) => {
-                (gemm.tiles(rows, cols).saturating_mul(u64::from(gemm.slices)), gemm.threads())
+                let slices = if gemm.family == Family::Sliced { sliced::slices(gemm.parts) } else { 1 };
+                (gemm.tiles(rows, cols).saturating_mul(u64::from(slices)), gemm.threads())
             }
             Kernel::Gemv { dtype, b_trans, .. } => {
                 let columns = match (b_trans, dtype) {
@@ -345,13 +346,14 @@ fn gemm_defines(gemm: &Gemm, facts: &Facts) -> Defines {
         Family::Sm90 => defines
             .with("TF32", i64::from(gemm.tf32))
             .with("CLUSTER", if gemm.hopper.pairs { 2 } else { 1 })
-            .with("SLICES", i64::from(gemm.slices))
+            .with("SLICES", i64::from(gemm.parts))
             .with("C_BOXES", i64::from(gemm.hopper.boxes))
             .with("FORM_COTANGENTS", i64::from(gemm.hopper.forms.is_some())),
         Family::Sliced => defines
             .with("A_VECTOR", i64::from(gemm.vectors.a))
             .with("B_VECTOR", i64::from(gemm.vectors.b))
-            .with("SLICES", i64::from(gemm.slices)),
+            .with("GROUPS", i64::from(sliced::groups(gemm.parts)))
+            .with("SLICES", i64::from(sliced::slices(gemm.parts))),
         Family::Mma => defines
             .with("BLOCK", edge)
             .with("TF32", i64::from(gemm.tf32))

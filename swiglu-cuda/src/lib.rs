@@ -24,11 +24,14 @@
 //! it, and kept on disk (`SWIGLU_CUDA_CACHE`). [`Family`] lists the kinds; the plan of a problem
 //! ([`SwiGLU::plan`](swiglu_core::SwiGLU::plan)) names what runs.
 //!
-//! f32 stays f32 ([`Precision::Strict`](swiglu_core::Precision)): products on the ordinary cores, or, on Hopper where that
-//! takes less time, products on tensor cores of elements in three parts of bf16, which are at least as exact for elements
-//! from 2^-126 to 3.39e38 (and sums up to a hundredth below the largest f32). A smaller element counts with an error of up
-//! to 2^-151 times the other factor; a larger one, or sum, may have as few as 8 bits right. The parts take 6 bytes of
-//! workspace for each element of an operand; [`Cuda::with_family`] and [`Family::Simt`] do without all that.
+//! f32 stays f32 ([`Precision::Strict`](swiglu_core::Precision)): products on the ordinary cores, or, on Hopper and where
+//! that takes less time, products on tensor cores of elements in three parts of bf16, which are at least as exact as a chain
+//! of multiply-adds. Small products make the parts on the way ([`Family::Sliced`]), of any element; an infinity, a NaN or an
+//! overflow gives what multiply-adds give, in more time. Large ones have a pass before that makes them ([`Family::Sm90`]):
+//! exact so for elements from 2^-126 to 3.39e38 (and sums up to a hundredth below the largest f32). There a smaller element
+//! counts with an error of up to 2^-151 times the other factor; a larger one, or sum, may have as few as 8 bits right. The
+//! parts take 6 bytes of workspace for each element of an operand; [`Cuda::with_family`] and [`Family::Simt`] do without
+//! all that.
 //!
 //! TF32 ([`Precision::Tf32`](swiglu_core::Precision)) on Hopper rounds the operands of large products in a pass before,
 //! into 4 bytes of workspace for each element; [`Family::Mma`] does without, at half the speed.

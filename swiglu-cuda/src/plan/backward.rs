@@ -75,7 +75,7 @@ impl Planner<'_> {
                     Some(progress) => {
                         let (forms, group) = (Some(gate), Hopper::group(true));
                         let hopper = Hopper { pairs: true, forms, group, ..gemm.hopper };
-                        (Cotangents::Formed { progress }, Some(Gemm { hopper, slices: 1, ..gemm }))
+                        (Cotangents::Formed { progress }, Some(Gemm { hopper, parts: 1, ..gemm }))
                     }
                     None => (cotangents, Some(self.tuned(gemm, &wanted))),
                 }

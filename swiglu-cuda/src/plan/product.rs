@@ -3,8 +3,7 @@
 use swiglu_core::{Dtype, Precision, Tile};
 
 use super::{MAX_COORDINATE, MMA, Planner, SM90, VECTOR};
-use crate::gemm::sliced::GROUPS;
-use crate::gemm::{Edge, Family, Gemm, Hopper, Product, Vectors};
+use crate::gemm::{Edge, Family, Gemm, Hopper, Product, Vectors, sliced};
 use crate::kernel::Kernel;
 use crate::notes::{Note, Notes};
 use crate::tune::{Asked, Variant};
@@ -147,7 +146,7 @@ impl Planner<'_> {
             edge: Edge::E128,
             vectors: Vectors::default(),
             hopper: Hopper::default(),
-            slices: 1,
+            parts: 1,
         };
         let hopper = self.shared(
             wanted,
@@ -329,12 +328,12 @@ impl Planner<'_> {
         }
     }
 
-    /// The kernel of `sliced` for a product on plain cores that it accepts: unless it is forced, one whose tiles of 128
-    /// leave multiprocessors idle.
+    /// The kernel of `sliced` for a product in place of `plain`, unless it is refused. Measured on an H100 against `simt`: as
+    /// fast or faster everywhere from 32, 784, 128 to 1024, 1024, 1024 and 128, 4096, 4096, up to 4.4 times. Later GPUs have
+    /// half the tensor cores for as many plain ones: there it is for products whose tiles of 128 leave multiprocessors idle.
     fn sliced(&self, plain: Gemm, wanted: &Wanted, notes: &mut Notes) -> Option<Gemm> {
         let (m, n) = (wanted.shape.0 as u64, wanted.shape.1 as u64);
-        let multiprocessors = u64::from(self.facts.multiprocessors);
-        let mut sliced = Gemm { family: Family::Sliced, edge: Edge::E64, ..plain };
+        let sliced = Gemm { family: Family::Sliced, edge: Edge::E64, parts: 2, ..plain };
         let refused = if self.facts.capability < SM90 || !sliced.fits(&self.facts) {
             Some("sliced needs compute capability 9.0")
         } else if wanted.dtype != Dtype::F32 {
@@ -344,26 +343,45 @@ impl Planner<'_> {
         } else {
             None
         };
+        let idle = || plain.tiles(m, n).saturating_mul(wanted.depth) < u64::from(self.facts.multiprocessors);
         match (self.forced, refused) {
             (Some(Family::Sliced), Some(reason)) => {
                 notes.push(Note::InPlaceOf { family: Family::Simt, asked: Family::Sliced, reason });
                 return None;
             }
             (Some(Family::Sliced), None) => {}
-            (None | Some(Family::Decode | Family::Gemv), None)
-                if plain.tiles(m, n).saturating_mul(wanted.depth) < multiprocessors => {}
+            (None | Some(Family::Decode | Family::Gemv), None) if self.facts.capability == SM90 || idle() => {
+            }
             _ => return None,
         }
-        // As many blocks as there are multiprocessors at most, with a slab of 8 for each group of warps at least.
         let tiles = sliced.tiles(m, n).saturating_mul(wanted.depth);
-        for slices in [2, 4] {
-            let more = Gemm { slices, ..sliced };
-            let slabs = wanted.k >= 8 * (GROUPS * slices) as usize;
-            if slabs && tiles.saturating_mul(u64::from(slices)) <= multiprocessors && more.fits(&self.facts) {
-                sliced = more;
-            }
+        let per_segment = (wanted.k as u64 / u64::from(wanted.segments)).div_ceil(sliced::DEPTH);
+        let slabs = per_segment * u64::from(wanted.segments);
+        let of = |parts| Gemm { parts, ..sliced };
+        let choices = sliced::PARTS.into_iter().filter(|&parts| of(parts).fits(&self.facts));
+        let time = |parts: &u32| self.sliced_time(*parts, tiles, slabs);
+        choices.min_by(|a, b| time(a).total_cmp(&time(b))).map(of)
+    }
+
+    /// Seconds that `sliced` takes for tiles of so many slabs, but for the launch: within a hundredth of the fastest on
+    /// average, and at most an eighth slower, where it chooses among the parts in the measurements above.
+    fn sliced_time(&self, parts: u32, tiles: u64, slabs: u64) -> f64 {
+        let multiprocessors = u64::from(self.facts.multiprocessors);
+        let (groups, slices) = (u64::from(sliced::groups(parts)), u64::from(sliced::slices(parts)));
+        // Tiles that run at once.
+        let fit = match slices {
+            1 => multiprocessors * 8 / groups,
+            more => self.clusters_at_once(more as u32),
         }
-        Some(sliced)
+        .max(1);
+        let wave = |tiles: u64| {
+            // Eight warps of a multiprocessor take longer than four, and less than twice as long.
+            let warps = (tiles * slices).div_ceil(multiprocessors) * groups;
+            let slab = if warps > 4 { 1.34e-6 } else { 0.8e-6 };
+            slabs.div_ceil(u64::from(parts)).max(1) as f64 * slab + 0.5e-6 + 0.3e-6 * (slices - 1) as f64
+        };
+        let rest = if tiles.is_multiple_of(fit) { 0.0 } else { wave(tiles % fit) };
+        (tiles / fit) as f64 * wave(fit) + rest
     }
 
     /// Whether at least a quarter of the multiprocessors' time goes into tiles. 64 tiles on 132 run at 345 TFLOP/s (dX of
@@ -371,7 +389,7 @@ impl Planner<'_> {
     fn occupies(&self, gemm: &Gemm, wanted: &Wanted) -> bool {
         let multiprocessors = u64::from(self.facts.multiprocessors);
         let tiles = gemm.tiles(wanted.shape.0 as u64, wanted.shape.1 as u64).saturating_mul(wanted.depth);
-        let blocks = tiles.saturating_mul(u64::from(gemm.slices));
+        let blocks = tiles.saturating_mul(u64::from(gemm.parts));
         blocks.saturating_mul(4) >= blocks.div_ceil(multiprocessors).saturating_mul(multiprocessors)
     }
 
@@ -387,10 +405,9 @@ impl Planner<'_> {
         let tiles = gemm.tiles(m as u64, n as u64).saturating_mul(wanted.depth);
         let segments = wanted.segments as usize;
         let blocks = (wanted.k / segments).div_ceil(BLOCK_K) * segments;
-        let enough = |&slices: &u32| {
-            tiles <= self.clusters_at_once(slices) && blocks >= SHARED_LEAST * slices as usize
-        };
-        [4, 3, 2].into_iter().find(enough).map_or(gemm, |slices| Gemm { hopper, slices, ..gemm })
+        let enough =
+            |&parts: &u32| tiles <= self.clusters_at_once(parts) && blocks >= SHARED_LEAST * parts as usize;
+        [4, 3, 2].into_iter().find(enough).map_or(gemm, |parts| Gemm { hopper, parts, ..gemm })
     }
 
     /// Clusters of so many blocks that run at once, with a multiprocessor for each block. Clusters do not reach over groups

@@ -395,7 +395,7 @@ mod tests {
             edge: Edge::E128,
             vectors: Vectors::default(),
             hopper: Hopper::default(),
-            slices: 1,
+            parts: 1,
         };
         Asked { kernel: Kernel::Gemm(gemm), shape: (100, 60, 36), segments: 1, depth, saves, add: false }
     }

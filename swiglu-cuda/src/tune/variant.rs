@@ -62,8 +62,8 @@ impl Kernel {
     /// that are formed on the way. Where blocks share tiles, all of them run at once, in whichever order.
     pub(crate) fn variant(&self) -> Option<Variant> {
         match *self {
-            Kernel::Gemm(Gemm { family: Family::Sm90, dtype, hopper, slices, .. }) => {
-                let taken = dtype != Dtype::F32 && hopper.forms.is_none() && slices == 1;
+            Kernel::Gemm(Gemm { family: Family::Sm90, dtype, hopper, parts, .. }) => {
+                let taken = dtype != Dtype::F32 && hopper.forms.is_none() && parts == 1;
                 taken.then_some(Variant::Hopper { pairs: hopper.pairs, group: hopper.group })
             }
             Kernel::Gemm(Gemm { family: Family::Mma | Family::Simt, edge, .. }) => Some(Variant::Tile(edge)),

@@ -6,7 +6,7 @@ use swiglu_core::{Dims, Dtype, Gate, GradientKind, Options, Orientation, Pass, P
 
 use crate::decode::Decode;
 use crate::device::Facts;
-use crate::gemm::{Family, GateCode, Gemm, Hopper, Product, Vectors};
+use crate::gemm::{Family, GateCode, Gemm, Hopper, Product, Vectors, sliced};
 use crate::kernel::Kernel;
 use crate::plan::{Cotangents, Matmul, Planner};
 
@@ -70,6 +70,12 @@ pub(super) fn kernels(facts: Facts) -> Vec<Kernel> {
     }
     if found.kernels.iter().any(|kernel| matches!(kernel, Kernel::Gemm(gemm) if gemm.rounds())) {
         BOTH.into_iter().for_each(|transposed| found.add(Kernel::Round { transposed }));
+    }
+    // Parts follow from the numbers of tiles and slabs, of which there may be any.
+    for kernel in found.kernels.clone() {
+        let Kernel::Gemm(gemm @ Gemm { family: Family::Sliced, .. }) = kernel else { continue };
+        let cut = sliced::PARTS.map(|parts| Gemm { parts, ..gemm });
+        cut.into_iter().filter(|gemm| gemm.fits(&facts)).for_each(|gemm| found.add(Kernel::Gemm(gemm)));
     }
     // What tuning may put in their place.
     for kernel in found.kernels.clone() {
@@ -207,10 +213,11 @@ pub(super) fn class(kernel: Kernel) -> Kernel {
 }
 
 /// Whether a thinned sweep may leave a kernel to the whole one: a gate function other than SwiGLU in one more type and
-/// arrangement of the weights, and another number of blocks that share a tile of `sm90`. Each gate function has it along
-/// `[I, 2D]` weights in bf16 and in f32, but in `sm90`, where NVRTC takes two seconds for each kernel, in bf16 alone.
+/// arrangement of the weights, and another number of parts of k in `sm90`. Each gate function has it along `[I, 2D]` weights
+/// in bf16 and in f32, but in `sm90`, where NVRTC takes two seconds for each kernel, in bf16 alone, and in `sliced` with one
+/// number of parts.
 pub(super) fn is_one_more(kernel: Kernel) -> bool {
-    if matches!(kernel, Kernel::Gemm(Gemm { family: Family::Sm90, slices: 3.., .. })) {
+    if matches!(kernel, Kernel::Gemm(Gemm { family: Family::Sm90, parts: 3.., .. })) {
         return true;
     }
     let (gate, dtype, out_in) = match kernel {
@@ -225,5 +232,6 @@ pub(super) fn is_one_more(kernel: Kernel) -> bool {
         _ => return false,
     };
     let hopper = matches!(kernel, Kernel::Gemm(Gemm { family: Family::Sm90, .. }));
-    gate != GateCode(0) && (dtype == Dtype::F16 || out_in || (hopper && dtype == Dtype::F32))
+    let cut = matches!(kernel, Kernel::Gemm(Gemm { family: Family::Sliced, parts: 4.., .. }));
+    gate != GateCode(0) && (dtype == Dtype::F16 || out_in || cut || (hopper && dtype == Dtype::F32))
 }
