@@ -134,7 +134,7 @@ fn hopper(cases: Vec<Case>) -> Vec<Case> {
 /// and the tool reports each read. With an epilogue that writes dAB element by element it reports nothing in this list.
 fn recomputing(cases: Vec<Case>) -> Vec<Case> {
     let unseen = std::env::var("SWIGLU_SANITIZE_TOOL").is_ok_and(|tool| tool == "initcheck");
-    let by_tma = |case: &Case| case.hidden.is_multiple_of(8) && case.dtype != Dtype::F32;
+    let by_tma = |case: &Case| case.hidden.is_multiple_of(8);
     let mut cases = hopper(cases);
     for case in cases.iter_mut().filter(|case| unseen && by_tma(case)) {
         case.dbias = None;
