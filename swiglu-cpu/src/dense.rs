@@ -14,7 +14,7 @@ use crate::gemm::gemm;
 use crate::grid::Grid;
 use crate::kernels::Kernel;
 use crate::output::Store;
-use crate::pack::{Along, Columns, Factor, Rows, SourceA, Stacked};
+use crate::pack::{Along, Columns, Factor, Rows, SourceA};
 use crate::{loss, optimizer, rows};
 
 /// One implementation for each element type; see the macro `swiglu`.
@@ -79,14 +79,14 @@ impl<T: Element> Pass for Product<'_, T> {
     fn run<K: Kernel>(self, kernel: K, workspace: &mut Workspace, threads: usize) -> Result<()> {
         let MatMul { a, op_a, b, op_b, c } = self.0;
         let ((m, n), (_, k)) = (c.shape(), op_a.shape(a.shape()));
-        let grid = Grid::new::<K, Stacked<'_, T>>(m, n, k, Tile::Auto, threads);
+        let grid = Grid::new::<K, Factor<'_, T>>(m, n, k, Tile::Auto, threads);
         workspace.grow(threads, grid.task_len::<K>(), 0)?;
         let (tasks, _) = workspace.parts(0);
         let along = match op_b {
             Op::N => Along::Rows,
             Op::T => Along::Columns,
         };
-        let b = Stacked { first: Factor { matrix: b, along }, second: None };
+        let b = Factor { matrix: b, along };
         match op_a {
             Op::N => store(kernel, &grid, &Rows(a), &b, c, tasks),
             Op::T => store(kernel, &grid, &Columns(a), &b, c, tasks),
@@ -99,7 +99,7 @@ fn store<K: Kernel, A: SourceA, T: Element>(
     kernel: K,
     grid: &Grid,
     a: &A,
-    b: &Stacked<'_, T>,
+    b: &Factor<'_, T>,
     c: Target<'_, T, Host>,
     tasks: Tasks<'_>,
 ) {

@@ -6,10 +6,13 @@
 
 use std::ops::Range;
 
+use swiglu_core::{Dtype, Element};
+
 use crate::arena::Tasks;
 use crate::grid::{Grid, even_parts};
 use crate::kernels::{Kernel, Panel};
 use crate::pack::{SourceA, SourceB};
+use crate::word::Word;
 
 /// Where finished accumulators go. Splits along with the blocks, so that every task owns its part.
 pub(crate) trait Output: Send + Sized {
@@ -23,8 +26,34 @@ pub(crate) trait Output: Send + Sized {
     fn store<K: Kernel>(&mut self, rows: Range<usize>, cols: Range<usize>, accumulators: &[f32]);
 }
 
-/// output = a . b, in blocks of `grid`, on the current thread pool.
+/// output = a . b, in blocks of `grid`, on the current thread pool: with the kernel for bf16 where both are bf16 and
+/// there is one.
 pub(crate) fn gemm<K, A, B, O>(kernel: K, grid: &Grid, a: &A, b: &B, output: O, tasks: Tasks<'_>)
+where
+    K: Kernel,
+    A: SourceA,
+    B: SourceB,
+    O: Output,
+{
+    const { assert!(same_panels::<K, K::Bf16>(), "a grid serves both kernels of an instruction set") };
+    if const { is_bf16::<A::Element>() && is_bf16::<B::Element>() }
+        && let Some(kernel) = kernel.bf16()
+    {
+        return tiled(kernel, grid, a, b, output, tasks);
+    }
+    tiled(kernel, grid, a, b, output, tasks);
+}
+
+/// Whether two kernels work in the same scratch.
+const fn same_panels<K: Kernel, L: Kernel>() -> bool {
+    K::MR == L::MR && K::NR == L::NR && K::KC == L::KC && K::A_STRIDE == L::A_STRIDE
+}
+
+pub(crate) const fn is_bf16<T: Element>() -> bool {
+    matches!(T::DTYPE, Dtype::Bf16)
+}
+
+fn tiled<K, A, B, O>(kernel: K, grid: &Grid, a: &A, b: &B, output: O, tasks: Tasks<'_>)
 where
     K: Kernel,
     A: SourceA,
@@ -94,25 +123,25 @@ where
     let (a_panels, rest) = scratch.split_at_mut(a_len);
     let (b_panels, accumulators) = rest.split_at_mut(b_len);
     let row_panels = rows.len().div_ceil(K::MR);
-    let depths = grid.k.div_ceil(K::KC).max(1);
+    let col_panels = cols.len().div_ceil(grid.width);
+    let depths = grid.depths::<K>();
     for depth in 0..depths {
-        let ks = depth * K::KC..((depth + 1) * K::KC).min(grid.k);
+        let ks = grid.depth::<K>(depth);
         let (first, last) = (depth == 0, depth + 1 == depths);
-        let b_stride = ks.len() * K::NR;
-        let col_panels = cols.len().div_ceil(grid.width);
+        let words = ks.len().div_ceil(K::Word::STEP);
+        let (a_stride, b_stride) = (words * K::A_STRIDE, words * K::NR);
         b.pack(kernel, cols.clone(), ks.clone(), &mut b_panels[..col_panels * b_stride]);
         for (i, rows) in even_parts(rows.clone(), K::MR).enumerate() {
-            a.pack::<K>(rows, ks.clone(), &mut a_panels[i * K::MR * K::A_STRIDE..][..K::MR * K::A_STRIDE]);
+            a.pack(kernel, rows, ks.clone(), &mut a_panels[i * a_stride..][..a_stride]);
         }
         for (j, start) in cols.clone().step_by(grid.width).enumerate() {
             let b_panel = &b_panels[j * b_stride..][..b_stride];
             for (i, panel_rows) in even_parts(rows.clone(), K::MR).enumerate() {
-                let a_panel = &a_panels[i * K::MR * K::A_STRIDE..][..K::MR * K::A_STRIDE];
+                let a_panel = &a_panels[i * a_stride..][..a_stride];
                 // With a single depth a tile is stored at once, so all of them can share one place.
                 let place = if depths == 1 { 0 } else { (j * row_panels + i) * K::MR * K::NR };
                 let c = &mut accumulators[place..][..panel_rows.len() * K::NR];
-                let a_panel =
-                    Panel { form: A::FORM, rows: panel_rows.len(), depth: ks.len(), floats: a_panel };
+                let a_panel = Panel { rows: panel_rows.len(), depth: words, floats: a_panel };
                 kernel.tile(a_panel, b_panel, c, first);
                 if last {
                     let within = panel_rows.start - rows.start..panel_rows.end - rows.start;

@@ -6,8 +6,9 @@
 //! - Gate and up projection share one pass over x: each register tile holds both pre-activations of an output, and the
 //!   gate function runs on it before anything is stored. Pre-activations reach memory only when they are kept.
 //! - One loop nest serves forward, dX and dWf in both weight orientations; only where operands come from and what
-//!   happens to the result differ. 16-bit operands are widened while they are packed; nothing is transposed in memory.
-//! - Each output element is one chain of multiply-adds in ascending k. So bits do not depend on the tile, on the number
+//!   happens to the result differ. 16-bit operands are widened while they are packed, or bf16 is packed as it is in pairs
+//!   along k ([`Isa::Avx512Bf16`]); no pass over a matrix transposes it.
+//! - Each output element is one chain of multiply-adds, or of sums of pairs, in ascending k. So bits do not depend on the tile, on the number
 //!   of threads, or on how a batch is split; they may depend on the instruction set ([`Isa`]).
 //!
 //! ```
@@ -41,6 +42,7 @@ mod passes;
 mod plan;
 mod rows;
 mod stream;
+mod word;
 
 pub use backend::Cpu;
 pub use isa::Isa;

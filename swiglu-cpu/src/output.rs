@@ -7,9 +7,13 @@ use swiglu_core::{Element, Gate, Host, MatMut, MatRef};
 use crate::gate;
 use crate::gemm::Output;
 use crate::kernels::Kernel;
+use crate::rows::add_assign;
 
 /// At least `NR` of every kernel: the longest row of accumulators.
 const MAX_NR: usize = 32;
+/// At least `MR x NR / 2` of every kernel: one half of a tile. A gate function runs over all of it at once, since its
+/// chain is long, and only many elements side by side fill the pipeline.
+const MAX_HALF: usize = 16 * MAX_NR / 2;
 
 /// A split at a block boundary, which always lies inside.
 fn split_rows<'a, T: Element>(
@@ -163,21 +167,27 @@ fn load_bias<T: Element>(bias: Option<Bias<'_, T>>, cols: Range<usize>) -> Optio
     Some(halves)
 }
 
-/// One row of pre-activations: accumulators and bias.
+/// Both halves of some rows of pre-activations, row after row: accumulators and bias.
 #[inline(always)]
-fn pre_activations<K: Kernel>(c: &[f32], bias: &Option<[[f32; MAX_NR / 2]; 2]>) -> [[f32; MAX_NR / 2]; 2] {
+fn pre_activations<K: Kernel>(c: &[f32], bias: &Option<[[f32; MAX_NR / 2]; 2]>) -> [[f32; MAX_HALF]; 2] {
     let half = K::NR / 2;
-    let mut pre = [[0.0; MAX_NR / 2]; 2];
-    pre[0][..half].copy_from_slice(&c[..half]);
-    pre[1][..half].copy_from_slice(&c[half..K::NR]);
-    if let Some(bias) = bias {
-        for h in 0..2 {
-            for j in 0..half {
-                pre[h][j] += bias[h][j];
-            }
+    let [mut gate, mut up] = [[0.0; MAX_HALF]; 2];
+    for ((c, g), u) in c.chunks_exact(K::NR).zip(gate.chunks_exact_mut(half)).zip(up.chunks_exact_mut(half)) {
+        g.copy_from_slice(&c[..half]);
+        u.copy_from_slice(&c[half..]);
+        if let Some([gate, up]) = bias {
+            add_assign(g, &gate[..half]);
+            add_assign(u, &up[..half]);
         }
     }
-    pre
+    [gate, up]
+}
+
+/// The accumulators of as many rows at a time as one [`MAX_HALF`] holds, and the first of these rows.
+#[inline(always)]
+fn groups<K: Kernel>(rows: Range<usize>, accumulators: &[f32]) -> impl Iterator<Item = (usize, &[f32])> {
+    let most = MAX_HALF / (K::NR / 2);
+    rows.step_by(most).zip(accumulators.chunks(most * K::NR))
 }
 
 /// z = h(g, u), and the pre-activations when they are kept.
@@ -221,14 +231,17 @@ impl<T: Element> Output for GateStore<'_, T> {
     fn store<K: Kernel>(&mut self, rows: Range<usize>, cols: Range<usize>, accumulators: &[f32]) {
         let half = K::NR / 2;
         let bias = load_bias(self.bias, cols.clone());
-        for (row, c) in rows.zip(accumulators.chunks_exact(K::NR)) {
+        for (first, c) in groups::<K>(rows, accumulators) {
             let [g, u] = pre_activations::<K>(c, &bias);
-            let mut h = [0.0; MAX_NR / 2];
-            gate::values(self.gate, &g[..half], &u[..half], &mut h[..half]);
-            put_row(&h[..half], part(&mut self.z, row, cols.clone()));
-            if let Some((pre_gate, pre_up)) = &mut self.pre {
-                put_row(&g[..half], part(pre_gate, row, cols.clone()));
-                put_row(&u[..half], part(pre_up, row, cols.clone()));
+            let (len, mut h) = (c.len() / 2, [0.0; MAX_HALF]);
+            gate::values(self.gate, &g[..len], &u[..len], &mut h[..len]);
+            for (row, h) in (first..).zip(h[..len].chunks_exact(half)) {
+                put_row(h, part(&mut self.z, row, cols.clone()));
+            }
+            let Some((pre_gate, pre_up)) = &mut self.pre else { continue };
+            for ((row, g), u) in (first..).zip(g[..len].chunks_exact(half)).zip(u.chunks_exact(half)) {
+                put_row(g, part(pre_gate, row, cols.clone()));
+                put_row(u, part(pre_up, row, cols.clone()));
             }
         }
     }
@@ -266,13 +279,17 @@ impl<T: Element> Output for GateGradientStore<'_, T> {
     fn store<K: Kernel>(&mut self, rows: Range<usize>, cols: Range<usize>, accumulators: &[f32]) {
         let half = K::NR / 2;
         let bias = load_bias(self.bias, cols.clone());
-        for (row, c) in rows.zip(accumulators.chunks_exact(K::NR)) {
+        for (first, c) in groups::<K>(rows, accumulators) {
             let [mut g, mut u] = pre_activations::<K>(c, &bias);
-            let mut dz = [0.0; MAX_NR / 2];
-            T::widen(part_ref(self.dz, row, cols.clone()), &mut dz);
-            gate::gradients(self.gate, &dz[..half], &mut g[..half], &mut u[..half]);
-            put_row(&g[..half], part(&mut self.dgate, row, cols.clone()));
-            put_row(&u[..half], part(&mut self.dup, row, cols.clone()));
+            let (len, mut dz) = (c.len() / 2, [0.0; MAX_HALF]);
+            for (row, dz) in (first..).zip(dz[..len].chunks_exact_mut(half)) {
+                T::widen(part_ref(self.dz, row, cols.clone()), dz);
+            }
+            gate::gradients(self.gate, &dz[..len], &mut g[..len], &mut u[..len]);
+            for ((row, g), u) in (first..).zip(g[..len].chunks_exact(half)).zip(u.chunks_exact(half)) {
+                put_row(g, part(&mut self.dgate, row, cols.clone()));
+                put_row(u, part(&mut self.dup, row, cols.clone()));
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Packing: panels of A and B in the order in which a tile reads them, widened to f32 on the way.
+//! Packing: panels of A and B in the order in which a tile reads them, made into the kernel's words on the way.
 //!
 //! A *source* says where element (row, k) of A or (k, column) of B comes from. Every source copies along its own
 //! memory, so no pass over a matrix transposes it first.
@@ -7,23 +7,38 @@ use std::ops::Range;
 
 use swiglu_core::{Element, Host, MatRef};
 
-use crate::kernels::{EDGE, Form, Kernel};
+use crate::kernels::{Block, EDGE, Kernel, prefetch};
+use crate::word::Word;
+
+/// Bytes of a cache line.
+pub(crate) const LINE: usize = 64;
+/// Rows that packing asks for ahead of use: a row of a block is 0.5 to 2 KiB, so these are what a core can have under
+/// way, 16 lines and more at 100 ns each.
+const ROWS_AHEAD: usize = 4;
+/// The same for packing that turns its source, in lines of each of sixteen or thirty-two rows.
+const LINES_AHEAD: usize = 4;
 
 /// Rows of A.
 pub(crate) trait SourceA: Sync {
-    /// How its panels lie in memory.
-    const FORM: Form;
+    /// Its element type.
+    type Element: Element;
 
-    /// Packs `rows` and `ks`: at most `K::MR` rows, at most `K::KC` deep.
-    fn pack<K: Kernel>(&self, rows: Range<usize>, ks: Range<usize>, panel: &mut [f32]);
+    /// Packs `rows` and `ks`: at most `K::MR` rows, at most `K::KC` words deep. `panel` has `K::A_STRIDE` words for each
+    /// step; those past the last row are left or filled as suits.
+    fn pack<K: Kernel>(&self, kernel: K, rows: Range<usize>, ks: Range<usize>, panel: &mut [f32]);
 }
 
 /// Columns of B.
 pub(crate) trait SourceB: Sync {
+    /// Its element type.
+    type Element: Element;
+    /// Equal parts of k that lie apart. No panel holds some of two.
+    const PARTS: usize;
+
     /// Columns of the result that one panel of `nr` columns covers.
     fn width(nr: usize) -> usize;
 
-    /// Packs the panels of a block: `cols` and `ks`, `ks.len() x K::NR` floats for each
+    /// Packs the panels of a block: `cols` and `ks`, as many words as `ks` has `x K::NR` for each
     /// [`width`](Self::width) of `cols`; columns that are not there become zeros.
     ///
     /// All panels at once, so that a row of the source is read from end to end while its page is at hand.
@@ -36,22 +51,75 @@ fn part<'a, T: Element>(matrix: MatRef<'a, T, Host>, row: usize, cols: Range<usi
     matrix.row(row).and_then(|row| row.get(cols)).unwrap_or_default()
 }
 
-/// Widens `lanes` elements, a constant where this is inlined: one vector, and no call to copy a few bytes.
+/// Where an element lies, or would: an address to prefetch.
 #[inline(always)]
-fn copy_lanes<T: Element>(from: &[T], to: &mut [f32], lanes: usize) {
-    T::widen(&from[..lanes], &mut to[..lanes]);
+pub(crate) fn ahead<T: Element>(matrix: MatRef<'_, T, Host>, row: usize, col: usize) -> *const T {
+    matrix.row(row).unwrap_or_default().as_ptr().wrapping_add(col)
+}
+
+/// Words of `lanes` columns, a constant where this is inlined: one vector, and no call to copy a few bytes.
+#[inline(always)]
+fn across<W: Word, T: Element>(first: &[T], second: &[T], to: &mut [f32], lanes: usize) {
+    let second = if second.len() < lanes { &[] } else { &second[..lanes] };
+    W::across(&first[..lanes], second, &mut to[..lanes]);
+}
+
+/// Columns `cols` of the row `k`, and of the next one where a word takes both and `ks` has it.
+#[inline(always)]
+fn step<'a, W: Word, T: Element>(
+    matrix: MatRef<'a, T, Host>,
+    ks: &Range<usize>,
+    k: usize,
+    cols: Range<usize>,
+) -> (&'a [T], &'a [T]) {
+    let two = W::STEP == 2 && k + 1 < ks.end;
+    (part(matrix, k, cols.clone()), if two { part(matrix, k + 1, cols) } else { &[] })
 }
 
 /// A(r, k) = matrix[r][k].
 pub(crate) struct Rows<'a, T: Element>(pub(crate) MatRef<'a, T, Host>);
 
 impl<T: Element> SourceA for Rows<'_, T> {
-    const FORM: Form = Form::RowMajor;
+    type Element = T;
 
     #[inline(always)]
-    fn pack<K: Kernel>(&self, rows: Range<usize>, ks: Range<usize>, panel: &mut [f32]) {
-        for (r, row) in rows.enumerate() {
-            T::widen(part(self.0, row, ks.clone()), &mut panel[r * K::A_STRIDE..]);
+    fn pack<K: Kernel>(&self, kernel: K, rows: Range<usize>, ks: Range<usize>, panel: &mut [f32]) {
+        const { assert!(K::MR <= EDGE && K::A_STRIDE <= EDGE, "a block holds the rows of a panel") };
+        let edge = EDGE * K::Word::STEP;
+        for (start, panel) in ks.clone().step_by(edge).zip(panel.chunks_mut(EDGE * K::A_STRIDE)) {
+            let ks = start..ks.end.min(start + edge);
+            let deep = ks.len().div_ceil(K::Word::STEP);
+            for row in rows.clone() {
+                prefetch(ahead(self.0, row, start + LINES_AHEAD * LINE / size_of::<T>()));
+            }
+            let block = block::<K::Word, T>(self.0, rows.clone(), ks);
+            put(kernel, &block, panel, K::A_STRIDE, (deep, K::A_STRIDE));
+        }
+    }
+}
+
+/// Words of the rows `rows`, at most EDGE, along the columns `ks`, at most EDGE words, with zeros around them.
+#[inline(always)]
+fn block<W: Word, T: Element>(matrix: MatRef<'_, T, Host>, rows: Range<usize>, ks: Range<usize>) -> Block {
+    let mut block = [[0.0; EDGE]; EDGE];
+    let whole = EDGE * W::STEP;
+    for (to, row) in block.iter_mut().zip(rows) {
+        let from = part(matrix, row, ks.clone());
+        // A constant length, so that this is a vector or two.
+        if from.len() == whole { W::along(&from[..whole], to) } else { W::along(from, to) }
+    }
+    block
+}
+
+/// Writes `deep` rows of `lanes` lanes of a transposed block, `stride` apart.
+#[inline(always)]
+fn put<K: Kernel>(kernel: K, block: &Block, to: &mut [f32], stride: usize, (deep, lanes): (usize, usize)) {
+    if deep == EDGE && lanes == EDGE {
+        return kernel.transpose(block, to, stride);
+    }
+    for (k, row) in to.chunks_mut(stride).enumerate().take(deep) {
+        for (to, column) in row[..lanes].iter_mut().zip(block) {
+            *to = column[k];
         }
     }
 }
@@ -60,21 +128,20 @@ impl<T: Element> SourceA for Rows<'_, T> {
 pub(crate) struct Columns<'a, T: Element>(pub(crate) MatRef<'a, T, Host>);
 
 impl<T: Element> SourceA for Columns<'_, T> {
-    const FORM: Form = Form::KMajor;
+    type Element = T;
 
     #[inline(always)]
-    fn pack<K: Kernel>(&self, rows: Range<usize>, ks: Range<usize>, panel: &mut [f32]) {
-        // Always a whole vector: what it copies past the last row, the next k overwrites.
-        let lanes = K::NR / 2;
-        const { assert!(K::MR <= K::NR / 2, "a vector holds the rows of a panel") };
-        let (height, whole) = (rows.len(), rows.start..rows.start + lanes);
-        if whole.end <= self.0.cols() {
-            for (step, k) in ks.enumerate() {
-                copy_lanes(part(self.0, k, whole.clone()), &mut panel[step * height..], lanes);
-            }
-        } else {
-            for (panel, k) in panel.chunks_exact_mut(height).zip(ks) {
-                T::widen(part(self.0, k, rows.clone()), panel);
+    fn pack<K: Kernel>(&self, _: K, rows: Range<usize>, ks: Range<usize>, panel: &mut [f32]) {
+        // Always a whole step of the panel, so that its length is a constant.
+        let whole = rows.start..rows.start + K::A_STRIDE;
+        let there = whole.end <= self.0.cols();
+        for (panel, k) in panel.chunks_exact_mut(K::A_STRIDE).zip(ks.clone().step_by(K::Word::STEP)) {
+            if there {
+                let (first, second) = step::<K::Word, T>(self.0, &ks, k, whole.clone());
+                across::<K::Word, T>(first, second, panel, K::A_STRIDE);
+            } else {
+                let (first, second) = step::<K::Word, T>(self.0, &ks, k, rows.clone());
+                K::Word::across(first, second, panel);
             }
         }
     }
@@ -105,14 +172,6 @@ pub(crate) struct Factor<'a, T: Element> {
 }
 
 impl<T: Element> Factor<'_, T> {
-    /// Extent in k.
-    fn depth(&self) -> usize {
-        match self.along {
-            Along::Rows => self.matrix.rows(),
-            Along::Columns => self.matrix.cols(),
-        }
-    }
-
     /// Fills lanes `at..at + width` of every panel of `nr` lanes.
     #[inline(always)]
     fn fill<K: Kernel>(
@@ -123,12 +182,12 @@ impl<T: Element> Factor<'_, T> {
         panels: &mut [f32],
         lanes: Lanes,
     ) {
-        let panel_len = ks.len() * lanes.nr;
+        let panel_len = ks.len().div_ceil(K::Word::STEP) * lanes.nr;
         if panel_len == 0 {
             return;
         }
         match self.along {
-            Along::Rows => self.copy(cols, ks, panels, lanes),
+            Along::Rows => self.copy::<K::Word>(cols, ks, panels, lanes),
             Along::Columns => {
                 for (panel, start) in
                     panels.chunks_exact_mut(panel_len).zip(cols.clone().step_by(lanes.width))
@@ -140,30 +199,32 @@ impl<T: Element> Factor<'_, T> {
         }
     }
 
-    /// k runs along the rows: each row is cut into the panels.
+    /// k runs along the rows: each row, or each two, are cut into the panels.
     #[inline(always)]
-    fn copy(&self, cols: Range<usize>, ks: Range<usize>, panels: &mut [f32], lanes: Lanes) {
+    fn copy<W: Word>(&self, cols: Range<usize>, ks: Range<usize>, panels: &mut [f32], lanes: Lanes) {
         let Lanes { nr, at, width } = lanes;
-        let panel_len = ks.len() * nr;
-        for (step, k) in ks.enumerate() {
-            let row = part(self.matrix, k, cols.clone());
-            let whole = row.chunks_exact(width);
-            let rest = whole.remainder();
-            let mut start = step * nr + at;
-            for from in whole {
-                copy_lanes(from, &mut panels[start..], width);
+        let panel_len = ks.len().div_ceil(W::STEP) * nr;
+        let whole = cols.len() / width * width;
+        for (deep, k) in ks.clone().step_by(W::STEP).enumerate() {
+            let (first, second) = step::<W, T>(self.matrix, &ks, k, cols.clone());
+            let ahead = ahead(self.matrix, k + ROWS_AHEAD, cols.start);
+            let mut start = deep * nr + at;
+            for lane in (0..whole).step_by(width) {
+                prefetch(ahead.wrapping_add(lane));
+                let second = second.get(lane..).unwrap_or_default();
+                across::<W, T>(&first[lane..], second, &mut panels[start..], width);
                 start += panel_len;
             }
-            if !rest.is_empty() {
-                let (full, empty) = panels[start..start + width].split_at_mut(rest.len());
-                T::widen(rest, full);
+            if whole < cols.len() {
+                let (full, empty) = panels[start..start + width].split_at_mut(cols.len() - whole);
+                W::across(&first[whole..], second.get(whole..).unwrap_or_default(), full);
                 empty.fill(0.0);
             }
         }
     }
 
-    /// k runs along the columns: blocks of sixteen columns and sixteen k, a cache line of the source each, are widened
-    /// and written out transposed.
+    /// k runs along the columns: blocks of sixteen columns and sixteen words, a cache line of the source each, are
+    /// written out transposed.
     #[inline(always)]
     fn transpose<K: Kernel>(
         &self,
@@ -174,60 +235,66 @@ impl<T: Element> Factor<'_, T> {
         lanes: Lanes,
     ) {
         let Lanes { nr, at, width } = lanes;
-        for start in ks.clone().step_by(EDGE) {
-            let deep = EDGE.min(ks.end - start);
-            let rows = &mut panel[(start - ks.start) * nr..];
+        let edge = EDGE * K::Word::STEP;
+        for (start, rows) in ks.clone().step_by(edge).zip(panel.chunks_mut(EDGE * nr)) {
+            let ks = start..ks.end.min(start + edge);
+            let deep = ks.len().div_ceil(K::Word::STEP);
+            for row in cols.clone() {
+                prefetch(ahead(self.matrix, row, start + LINES_AHEAD * LINE / size_of::<T>()));
+            }
             for lane in (0..width).step_by(EDGE) {
-                let mut block = [[0.0; EDGE]; EDGE];
-                let there = cols.len().saturating_sub(lane).min(EDGE);
-                for (j, column) in block.iter_mut().enumerate().take(there) {
-                    let from = part(self.matrix, cols.start + lane + j, start..start + deep);
-                    if deep == EDGE { copy_lanes(from, column, EDGE) } else { T::widen(from, column) }
-                }
-                if deep == EDGE && width - lane >= EDGE {
-                    kernel.transpose(&block, &mut rows[at + lane..], nr);
-                } else {
-                    let lanes = EDGE.min(width - lane);
-                    for (k, row) in rows.chunks_exact_mut(nr).enumerate().take(deep) {
-                        for (to, column) in row[at + lane..at + lane + lanes].iter_mut().zip(&block) {
-                            *to = column[k];
-                        }
-                    }
-                }
+                let from = (cols.start + lane).min(cols.end)..(cols.start + lane + EDGE).min(cols.end);
+                let block = block::<K::Word, T>(self.matrix, from, ks.clone());
+                put(kernel, &block, &mut rows[at + lane..], nr, (deep, EDGE.min(width - lane)));
             }
         }
     }
 }
 
-/// One factor, or two stacked along k: `[first; second]`.
-pub(crate) struct Stacked<'a, T: Element> {
-    pub(crate) first: Factor<'a, T>,
-    pub(crate) second: Option<Factor<'a, T>>,
-}
+impl<T: Element> SourceB for Factor<'_, T> {
+    type Element = T;
+    const PARTS: usize = 1;
 
-impl<T: Element> SourceB for Stacked<'_, T> {
     fn width(nr: usize) -> usize {
         nr
     }
 
     #[inline(always)]
     fn pack<K: Kernel>(&self, kernel: K, cols: Range<usize>, ks: Range<usize>, panels: &mut [f32]) {
-        let seam = self.first.depth();
-        let lanes = Lanes { nr: K::NR, at: 0, width: K::NR };
-        let Some(second) = self.second.as_ref().filter(|_| ks.end > seam) else {
-            return self.first.fill(kernel, cols, ks, panels, lanes);
+        self.fill(kernel, cols, ks, panels, Lanes { nr: K::NR, at: 0, width: K::NR });
+    }
+}
+
+/// Two factors of equal depth, stacked along k: `[first; second]`.
+pub(crate) struct Stacked<'a, T: Element> {
+    pub(crate) first: Factor<'a, T>,
+    pub(crate) second: Factor<'a, T>,
+}
+
+impl<'a, T: Element> Stacked<'a, T> {
+    /// The factor that has `ks`, and where in it they are.
+    #[inline(always)]
+    fn at(&self, ks: Range<usize>) -> (&Factor<'a, T>, Range<usize>) {
+        let depth = match self.first.along {
+            Along::Rows => self.first.matrix.rows(),
+            Along::Columns => self.first.matrix.cols(),
         };
-        if ks.start >= seam {
-            return second.fill(kernel, cols, ks.start - seam..ks.end - seam, panels, lanes);
-        }
-        // The seam lies inside: panel by panel, since each of them holds both factors.
-        let (upper, lower) = (ks.start..seam, 0..ks.end - seam);
-        for (panel, start) in panels.chunks_exact_mut(ks.len() * K::NR).zip(cols.clone().step_by(K::NR)) {
-            let cols = start..cols.end.min(start + K::NR);
-            let (above, below) = panel.split_at_mut(upper.len() * K::NR);
-            self.first.fill(kernel, cols.clone(), upper.clone(), above, lanes);
-            second.fill(kernel, cols, lower.clone(), below, lanes);
-        }
+        if ks.start < depth { (&self.first, ks) } else { (&self.second, ks.start - depth..ks.end - depth) }
+    }
+}
+
+impl<T: Element> SourceB for Stacked<'_, T> {
+    type Element = T;
+    const PARTS: usize = 2;
+
+    fn width(nr: usize) -> usize {
+        nr
+    }
+
+    #[inline(always)]
+    fn pack<K: Kernel>(&self, kernel: K, cols: Range<usize>, ks: Range<usize>, panels: &mut [f32]) {
+        let (factor, ks) = self.at(ks);
+        factor.pack(kernel, cols, ks, panels);
     }
 }
 
@@ -239,6 +306,9 @@ pub(crate) struct Paired<'a, T: Element> {
 }
 
 impl<T: Element> SourceB for Paired<'_, T> {
+    type Element = T;
+    const PARTS: usize = 1;
+
     fn width(nr: usize) -> usize {
         nr / 2
     }

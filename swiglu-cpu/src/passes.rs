@@ -33,7 +33,7 @@ fn transposed_projections<'a, T: Element>(w: &Weights<'a, T, Host>) -> Stacked<'
     };
     Stacked {
         first: Factor { matrix: w.gate_weights(), along },
-        second: Some(Factor { matrix: w.up_weights(), along }),
+        second: Factor { matrix: w.up_weights(), along },
     }
 }
 
@@ -62,7 +62,7 @@ impl Grids {
             dx: Grid::new::<K, Stacked<'_, f32>>(b, i, 2 * d, tile, threads),
             dwf: match orientation {
                 Orientation::InOut => Grid::new::<K, Paired<'_, f32>>(i, d, b, tile, threads),
-                Orientation::OutIn => Grid::new::<K, Stacked<'_, f32>>(d, i, b, tile, threads),
+                Orientation::OutIn => Grid::new::<K, Factor<'_, f32>>(d, i, b, tile, threads),
             },
         }
     }
@@ -254,7 +254,7 @@ fn weight_gradient<K: Kernel, T: Element, S: Element, D: Element>(
         }
         Orientation::OutIn => {
             for (half, Out { to, add }) in [(dgate, gate), (dup, up)] {
-                let b = Stacked { first: Factor { matrix: x, along }, second: None };
+                let b = Factor { matrix: x, along };
                 gemm(kernel, grid, &Columns(half), &b, Store { to, add }, tasks);
             }
         }

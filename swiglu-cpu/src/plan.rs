@@ -1,6 +1,6 @@
 //! What a call will do, without doing it.
 
-use swiglu_core::{Dims, GradientKind, Orientation, Pass, Plan, Precision, Problem, Route};
+use swiglu_core::{Dims, Dtype, GradientKind, Orientation, Pass, Plan, Precision, Problem, Route};
 
 use crate::grid::Grid;
 use crate::isa::Isa;
@@ -17,10 +17,12 @@ pub(crate) fn plan(isa: Isa, threads: usize, problem: &Problem) -> Plan {
         Precision::Strict => plan,
         Precision::Tf32 => plan.note("tf32 does not exist on the cpu: products are strict f32"),
     };
-    if isa == Isa::Portable {
-        plan.note("portable kernel: products are rounded before they are added")
-    } else {
-        plan
+    match isa {
+        Isa::Portable => plan.note("portable kernel: products are rounded before they are added"),
+        Isa::Avx512Bf16 if problem.dtype == Dtype::Bf16 && problem.options.route == Route::Fused => {
+            plan.note("bf16 dot products: subnormals count as 0, pairs along k are summed first")
+        }
+        _ => plan,
     }
 }
 
@@ -29,22 +31,28 @@ struct Fused<'p> {
     problem: &'p Problem,
 }
 
-fn describe<K: Kernel>(what: &str, grid: &Grid) -> String {
+/// Name of the kernel that multiplies the elements of a problem.
+fn kernel_name<K: Kernel>(kernel: K, dtype: Dtype) -> &'static str {
+    if dtype == Dtype::Bf16 && kernel.bf16().is_some() { K::Bf16::NAME } else { K::NAME }
+}
+
+fn describe(kernel: &str, what: &str, grid: &Grid) -> String {
     let Grid { m, n, k, row_edge, col_edge, .. } = grid;
     let blocks = grid.blocks();
-    format!("{what}: {} [{m} x {k}] . [{k} x {n}] in {blocks} blocks of {row_edge} x {col_edge}", K::NAME)
+    format!("{what}: {kernel} [{m} x {k}] . [{k} x {n}] in {blocks} blocks of {row_edge} x {col_edge}")
 }
 
 impl KernelVisitor for Fused<'_> {
     type Output = Plan;
 
-    fn visit<K: Kernel>(self, _: K) -> Plan {
-        let Problem { dims, orientation, options, gate, .. } = *self.problem;
+    fn visit<K: Kernel>(self, kernel: K) -> Plan {
+        let Problem { dims, orientation, options, gate, dtype, .. } = *self.problem;
+        let kernel = kernel_name(kernel, dtype);
         let grids = Grids::new::<K>(dims, orientation, options.tile, self.threads);
         let mut launches = Vec::new();
         let mut task_len = 0;
-        let mut product = |launches: &mut Vec<String>, what: &str, grid: &Grid| {
-            launches.push(describe::<K>(what, grid));
+        let mut product = |launches: &mut Vec<String>, kernel: &str, what: &str, grid: &Grid| {
+            launches.push(describe(kernel, what, grid));
             task_len = task_len.max(grid.task_len::<K>());
         };
         let call_len = match self.problem.pass {
@@ -52,10 +60,10 @@ impl KernelVisitor for Fused<'_> {
                 let kept = if save { ", keeping pre-activations" } else { "" };
                 let what = format!("forward with {gate} epilogue{kept}");
                 match Projection::new::<K>(self.problem, self.threads) {
-                    Projection::Tiled(grid) => product(&mut launches, &what, &grid),
+                    Projection::Tiled(grid) => product(&mut launches, kernel, &what, &grid),
                     streamed @ Projection::Streamed(grid) => {
                         task_len = streamed.task_len::<K>();
-                        launches.push(format!("{}, weights read in place", describe::<K>(&what, &grid)));
+                        launches.push(format!("{}, weights read in place", describe(kernel, &what, &grid)));
                     }
                 }
                 0
@@ -66,6 +74,7 @@ impl KernelVisitor for Fused<'_> {
                 } else {
                     product(
                         &mut launches,
+                        kernel,
                         &format!("forward again with {gate} gradient epilogue"),
                         &grids.projection,
                     );
@@ -73,15 +82,17 @@ impl KernelVisitor for Fused<'_> {
                         launches.push("column sums of dAB".to_owned());
                     }
                 }
+                // dAB that was computed again is in f32.
+                let kernel = if saved { kernel } else { K::NAME };
                 if dx.is_some() {
-                    product(&mut launches, "dx", &grids.dx);
+                    product(&mut launches, kernel, "dx", &grids.dx);
                 }
                 if dwf.is_some() {
                     match orientation {
-                        Orientation::InOut => product(&mut launches, "dwf, both halves", &grids.dwf),
+                        Orientation::InOut => product(&mut launches, kernel, "dwf, both halves", &grids.dwf),
                         Orientation::OutIn => {
-                            product(&mut launches, "dwf gate half", &grids.dwf);
-                            product(&mut launches, "dwf up half", &grids.dwf);
+                            product(&mut launches, kernel, "dwf gate half", &grids.dwf);
+                            product(&mut launches, kernel, "dwf up half", &grids.dwf);
                         }
                     }
                 }
@@ -89,7 +100,7 @@ impl KernelVisitor for Fused<'_> {
             }
         };
         let workspace_bytes = (self.threads * task_len + call_len) * size_of::<f32>();
-        Plan::new(format!("cpu {}", K::NAME), launches, workspace_bytes)
+        Plan::new(format!("cpu {kernel}"), launches, workspace_bytes)
     }
 }
 

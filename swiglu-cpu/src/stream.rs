@@ -9,9 +9,11 @@ use std::ops::Range;
 use swiglu_core::{Element, Host, MatRef};
 
 use crate::arena::Tasks;
-use crate::gemm::{Output, divide};
+use crate::gemm::{Output, divide, is_bf16};
 use crate::grid::{Grid, even_parts};
-use crate::kernels::{Form, Kernel, Panel, Strip};
+use crate::kernels::{Kernel, Panel, Strip, prefetch};
+use crate::pack::{LINE, ahead};
+use crate::word::Word;
 
 /// Up to this many rows, reading B in place is faster wherever B lies: 0.21 ms for 0.29 tiled at 1, 784, 512, and 26.4 for
 /// 43.4 at 1, 4096, 11008 (two cores of a Xeon at 2.1 GHz, AVX-512).
@@ -45,17 +47,43 @@ pub(crate) struct Pair<'a, T: Element> {
 pub(crate) fn grid<K: Kernel>(m: usize, n: usize, k: usize, threads: usize) -> Grid {
     let width = K::NR / 2;
     let share = n.div_ceil(4 * threads.max(1)).clamp(1, COLUMNS).next_multiple_of(width);
-    Grid { m, n, k, row_edge: m.max(1), col_edge: share, width }
+    Grid { m, n, k, row_edge: m.max(1), col_edge: share, width, parts: 1 }
 }
 
 /// Floats that a task works in: both accumulators, DEPTH columns of A, widened runs of B, and one group of columns of
 /// both accumulators as a tile has them.
 pub(crate) fn task_len<K: Kernel>(grid: &Grid) -> usize {
-    2 * grid.m * grid.col_edge + DEPTH * grid.m + DEPTH * RUN + grid.m * K::NR
+    2 * grid.m * grid.col_edge + columns_len::<K>(grid.m) + DEPTH * RUN + grid.m * K::NR
 }
 
-/// output = a . [gate | up], in blocks of `grid`, on the current thread pool.
+/// Floats of DEPTH columns of A, with `m` rows in panels.
+fn columns_len<K: Kernel>(m: usize) -> usize {
+    m.div_ceil(K::MR) * DEPTH * K::A_STRIDE
+}
+
+/// output = a . [gate | up], in blocks of `grid`, on the current thread pool: with the kernel for bf16 where there is
+/// one.
 pub(crate) fn stream<K, T, O>(
+    kernel: K,
+    grid: &Grid,
+    a: MatRef<'_, T, Host>,
+    b: Pair<'_, T>,
+    output: O,
+    tasks: Tasks<'_>,
+) where
+    K: Kernel,
+    T: Element,
+    O: Output,
+{
+    if const { is_bf16::<T>() }
+        && let Some(kernel) = kernel.bf16()
+    {
+        return streamed(kernel, grid, a, b, output, tasks);
+    }
+    streamed(kernel, grid, a, b, output, tasks);
+}
+
+fn streamed<K, T, O>(
     kernel: K,
     grid: &Grid,
     a: MatRef<'_, T, Host>,
@@ -95,18 +123,18 @@ fn block<K, T, O>(
     let (m, width) = (grid.m, cols.len());
     let (gate, rest) = scratch.split_at_mut(m * width);
     let (up, rest) = rest.split_at_mut(m * width);
-    let (panel, rest) = rest.split_at_mut(DEPTH * m);
+    let (panel, rest) = rest.split_at_mut(columns_len::<K>(m));
     let (runs, tile) = rest.split_at_mut(DEPTH * RUN);
     gate.fill(0.0);
     up.fill(0.0);
-    for start in (0..grid.k).step_by(DEPTH) {
-        let ks = start..grid.k.min(start + DEPTH);
+    for start in (0..grid.k).step_by(DEPTH * K::Word::STEP) {
+        let ks = start..grid.k.min(start + DEPTH * K::Word::STEP);
         pack_columns::<K, T>(a, ks.clone(), panel);
         for (factor, accumulators) in [(b.gate, &mut *gate), (b.up, &mut *up)] {
             for run in (0..width).step_by(RUN) {
                 let run = run..width.min(run + RUN);
                 let from = cols.start + run.start..cols.start + run.end;
-                with_rows(factor, ks.clone(), from, runs, |rows| {
+                with_rows::<K::Word, T>(factor, ks.clone(), from, runs, |rows| {
                     add_strips(kernel, panel, rows, accumulators, (m, width), run.clone());
                 });
             }
@@ -127,21 +155,21 @@ fn block<K, T, O>(
 /// Columns `ks` of A: for each group of rows that a strip takes, k-major.
 #[inline(always)]
 fn pack_columns<K: Kernel, T: Element>(a: MatRef<'_, T, Host>, ks: Range<usize>, panel: &mut [f32]) {
-    for rows in even_parts(0..a.rows(), K::MR) {
-        let (first, height) = (rows.start, rows.len());
-        let panel = &mut panel[first * ks.len()..][..height * ks.len()];
+    for (rows, panel) in even_parts(0..a.rows(), K::MR).zip(panel.chunks_exact_mut(DEPTH * K::A_STRIDE)) {
         for (r, row) in rows.enumerate() {
             let row = a.row(row).and_then(|row| row.get(ks.clone())).unwrap_or_default();
-            for (k, value) in row.iter().enumerate() {
-                panel[k * height + r] = value.to_f32();
+            let mut words = [0.0; DEPTH];
+            K::Word::along(row, &mut words);
+            for (panel, word) in panel.chunks_exact_mut(K::A_STRIDE).zip(words) {
+                panel[r] = word;
             }
         }
     }
 }
 
-/// Calls `f` with the columns `cols` of the rows `ks`: where they lie if they are f32, else widened in `runs`.
+/// Calls `f` with the words of the columns `cols` of the rows `ks`: where they lie if they are f32, else made in `runs`.
 #[inline(always)]
-fn with_rows<T: Element>(
+fn with_rows<W: Word, T: Element>(
     matrix: MatRef<'_, T, Host>,
     ks: Range<usize>,
     cols: Range<usize>,
@@ -150,13 +178,21 @@ fn with_rows<T: Element>(
 ) {
     let row = |k: usize| matrix.row(k).and_then(|row| row.get(cols.clone())).unwrap_or_default();
     let mut rows: [&[f32]; DEPTH] = [&[]; DEPTH];
-    let rows = &mut rows[..ks.len()];
-    for ((to, k), run) in rows.iter_mut().zip(ks).zip(runs.chunks_exact_mut(RUN)) {
-        let from = row(k);
-        *to = match T::as_f32(from) {
-            Some(floats) => floats,
-            None => {
-                T::widen(from, run);
+    let rows = &mut rows[..ks.len().div_ceil(W::STEP)];
+    // The same columns of the rows that come next: a run is too short for a prefetcher to get going by itself.
+    for next in ks.end..ks.end + ks.len() {
+        let run = ahead(matrix, next, cols.start);
+        for lane in (0..cols.len()).step_by(LINE / size_of::<T>()) {
+            prefetch(run.wrapping_add(lane));
+        }
+    }
+    for ((to, k), run) in rows.iter_mut().zip(ks.clone().step_by(W::STEP)).zip(runs.chunks_exact_mut(RUN)) {
+        let first = row(k);
+        *to = match T::as_f32(first) {
+            Some(floats) if W::STEP == 1 => floats,
+            _ => {
+                let two = W::STEP == 2 && k + 1 < ks.end;
+                W::across(first, if two { row(k + 1) } else { &[] }, run);
                 &run[..cols.len()]
             }
         };
@@ -175,9 +211,8 @@ fn add_strips<K: Kernel>(
     run: Range<usize>,
 ) {
     let depth = rows.len();
-    for group in even_parts(0..m, K::MR) {
-        let floats = &panel[group.start * depth..][..group.len() * depth];
-        let a = Panel { form: Form::KMajor, rows: group.len(), depth, floats };
+    for (group, floats) in even_parts(0..m, K::MR).zip(panel.chunks_exact(DEPTH * K::A_STRIDE)) {
+        let a = Panel { rows: group.len(), depth, floats };
         let floats = &mut accumulators[group.start * stride + run.start..];
         kernel.strip(a, rows, Strip { floats, stride, cols: run.len() });
     }

@@ -1,23 +1,25 @@
 //! The suite on every instruction set that this machine has, with fewer cases; absent ones are counted and named.
 
+use swiglu_core::Dtype;
 use swiglu_cpu::{Cpu, Isa};
 use swiglu_testkit::bounds::Rounding;
 use swiglu_testkit::{Check, Config};
 
-const ISAS: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Neon];
+const ISAS: [Isa; 5] = [Isa::Portable, Isa::Neon, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
 
 #[test]
 fn every_instruction_set_passes_the_suite() {
-    let config = Config {
-        composed: Rounding::Fused,
-        orientation_invariant: true,
-        zero_column_invariant: true,
-        ..Config::cpu("swiglu-cpu", "isas")
-    };
     let mut skipped = Vec::new();
     for isa in ISAS {
         match Cpu::new().with_isa(isa) {
             Ok(cpu) => {
+                let config = Config {
+                    composed: Rounding::Fused,
+                    orientation_invariant: true,
+                    zero_column_invariant: true,
+                    flushes: if isa == Isa::Avx512Bf16 { &[Dtype::Bf16] } else { &[] },
+                    ..Config::cpu("swiglu-cpu", "isas")
+                };
                 for check in Check::ALL {
                     let report = check.run(&cpu, &config, 200, 1);
                     assert!(report.is_ok(), "{isa} {check}: {:?}", report.err());

@@ -1,6 +1,7 @@
 //! The testkit's suite on the CPU backend: the best instruction set of the machine, or the one that `SWIGLU_ISA` names.
 
-use swiglu_cpu::Cpu;
+use swiglu_core::Dtype;
+use swiglu_cpu::{Cpu, Isa};
 use swiglu_testkit::Config;
 use swiglu_testkit::bounds::Rounding;
 
@@ -10,6 +11,8 @@ swiglu_testkit::suite! {
         composed: Rounding::Fused,
         orientation_invariant: true,
         zero_column_invariant: true,
+        // A property of its kernel for bf16.
+        flushes: if matches!(Cpu::new().isa(), Ok(Isa::Avx512Bf16)) { &[Dtype::Bf16] } else { &[] },
         ..Config::cpu("swiglu-cpu", "suite")
     },
 }

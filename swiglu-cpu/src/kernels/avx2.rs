@@ -5,7 +5,8 @@ use std::arch::x86_64::{
 };
 
 use super::tile::{Vector, check, check_strip, dispatch_rows, dispatch_strip, strip, tile};
-use super::{Form, Kernel, Panel, Strip};
+use super::{Kernel, Panel, Strip};
+use crate::word::Single;
 
 /// Proof that this machine has AVX2, FMA and F16C.
 #[derive(Clone, Copy, Debug)]
@@ -56,7 +57,7 @@ impl Vector for __m256 {
     }
 
     #[inline(always)]
-    fn mul_add_one(a: f32, b: f32, c: f32) -> f32 {
+    unsafe fn mul_add_one(a: f32, b: f32, c: f32) -> f32 {
         // One instruction here: FMA is there.
         a.mul_add(b, c)
     }
@@ -66,10 +67,10 @@ impl Vector for __m256 {
 /// As [`tile`], with the floats of `a`; AVX2 and FMA are there.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn run(a: Panel<'_>, b: *const f32, c: *mut f32, first: bool) {
-    let Panel { form, rows, depth, floats } = a;
+    let Panel { rows, depth, floats } = a;
     let a = floats.as_ptr();
     // SAFETY: the caller's contract.
-    unsafe { dispatch_rows!(Avx2, __m256, form, rows, (depth, a, b, c, first), [1, 2, 3, 4, 5, 6]) }
+    unsafe { dispatch_rows!(Avx2, __m256, rows, (depth, a, b, c, first), [1, 2, 3, 4, 5, 6]) }
 }
 
 /// # Safety
@@ -79,7 +80,7 @@ unsafe fn run_strip(a: Panel<'_>, b: &[&[f32]], c: Strip<'_>) {
     let (a, rows, Strip { floats, stride, cols }) = (a.floats.as_ptr(), a.rows, c);
     let c = floats.as_mut_ptr();
     // SAFETY: the caller's contract.
-    unsafe { dispatch_strip!(__m256, rows, (a, b, c, stride, cols), [1, 2, 3, 4, 5, 6]) }
+    unsafe { dispatch_strip!(Avx2, __m256, rows, (a, b, c, stride, cols), [1, 2, 3, 4, 5, 6]) }
 }
 
 /// # Safety
@@ -96,6 +97,9 @@ impl Kernel for Avx2 {
     const NR: usize = 16;
     /// 256 x 16 floats are 16 KiB, half of a 32 KiB L1.
     const KC: usize = 256;
+    const A_STRIDE: usize = 8;
+    type Word = Single;
+    type Bf16 = Self;
 
     fn tile(self, a: Panel<'_>, b: &[f32], c: &mut [f32], first: bool) {
         check::<Self>(a, b, c);

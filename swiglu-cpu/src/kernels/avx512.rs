@@ -7,12 +7,14 @@ use std::arch::x86_64::{
 };
 
 use super::tile::{Vector, check, check_strip, dispatch_rows, dispatch_strip, strip, tile};
-use super::{Block, EDGE, Form, Kernel, Panel, Strip};
+use super::{Avx512Bf16, Block, EDGE, Kernel, Panel, Strip};
+use crate::word::Single;
 
 /// Proof that this machine has AVX-512 F, BW, DQ and VL.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Avx512 {
-    _detected: (),
+    /// Whether bf16 is multiplied as it is: `avx512bf16` was chosen, and is there.
+    dot: bool,
 }
 
 impl Avx512 {
@@ -23,7 +25,14 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c");
-        there.then_some(Self { _detected: () })
+        there.then_some(Self { dot: false })
+    }
+}
+
+impl Avx512 {
+    /// The same, with bf16 multiplied as it is.
+    pub(crate) fn detect_bf16() -> Option<Self> {
+        Avx512Bf16::detect().and(Self::detect()).map(|_| Self { dot: true })
     }
 }
 
@@ -61,7 +70,7 @@ impl Vector for __m512 {
     }
 
     #[inline(always)]
-    fn mul_add_one(a: f32, b: f32, c: f32) -> f32 {
+    unsafe fn mul_add_one(a: f32, b: f32, c: f32) -> f32 {
         // One instruction here: FMA is there.
         a.mul_add(b, c)
     }
@@ -71,14 +80,13 @@ impl Vector for __m512 {
 /// As [`tile`], with the floats of `a`; AVX-512 is there.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
 unsafe fn run(a: Panel<'_>, b: *const f32, c: *mut f32, first: bool) {
-    let Panel { form, rows, depth, floats } = a;
+    let Panel { rows, depth, floats } = a;
     let a = floats.as_ptr();
     // SAFETY: the caller's contract.
     unsafe {
         dispatch_rows!(
             Avx512,
             __m512,
-            form,
             rows,
             (depth, a, b, c, first),
             [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
@@ -133,6 +141,7 @@ unsafe fn run_strip(a: Panel<'_>, b: &[&[f32]], c: Strip<'_>) {
     // SAFETY: the caller's contract.
     unsafe {
         dispatch_strip!(
+            Avx512,
             __m512,
             rows,
             (a, b, c, stride, cols),
@@ -144,7 +153,7 @@ unsafe fn run_strip(a: Panel<'_>, b: &[&[f32]], c: Strip<'_>) {
 /// # Safety
 /// AVX-512, FMA and F16C are there.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")]
-unsafe fn call<R>(f: impl FnOnce() -> R) -> R {
+pub(super) unsafe fn call<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
@@ -155,6 +164,14 @@ impl Kernel for Avx512 {
     const NR: usize = 32;
     /// 192 x 32 floats are 24 KiB, half of a 48 KiB L1.
     const KC: usize = 192;
+    const A_STRIDE: usize = 16;
+    type Word = Single;
+    type Bf16 = Avx512Bf16;
+
+    #[inline(always)]
+    fn bf16(self) -> Option<Avx512Bf16> {
+        if self.dot { Avx512Bf16::detect() } else { None }
+    }
 
     fn tile(self, a: Panel<'_>, b: &[f32], c: &mut [f32], first: bool) {
         check::<Self>(a, b, c);

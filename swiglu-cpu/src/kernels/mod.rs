@@ -7,6 +7,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512_bf16;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;
@@ -17,18 +19,13 @@ mod tile;
 pub(crate) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::Avx512;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512_bf16::Avx512Bf16;
 #[cfg(target_arch = "aarch64")]
 pub(crate) use neon::Neon;
 pub(crate) use portable::Portable;
 
-/// How a packed panel of A lies in memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Form {
-    /// One row after the other, [`Kernel::A_STRIDE`] apart, k adjacent: for sources whose rows are rows of A.
-    RowMajor,
-    /// One k after the other, rows adjacent: for sources whose rows are columns of A. Nothing is ever transposed.
-    KMajor,
-}
+use crate::word::Word;
 
 /// Edge of a block that is transposed while it is packed: a cache line of f32.
 pub(crate) const EDGE: usize = 16;
@@ -36,14 +33,13 @@ pub(crate) const EDGE: usize = 16;
 /// A block to be transposed.
 pub(crate) type Block = [[f32; EDGE]; EDGE];
 
-/// A packed panel of A.
+/// A packed panel of A: one k after the other, [`Kernel::A_STRIDE`] apart, rows adjacent. So a tile reads it from one
+/// end to the other, one cache line for each k.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Panel<'a> {
-    /// How it lies in memory.
-    pub(crate) form: Form,
     /// Rows, at least 1 and at most [`Kernel::MR`].
     pub(crate) rows: usize,
-    /// Extent in k, at most [`Kernel::KC`].
+    /// Extent in k, at most [`Kernel::KC`]: in words, as everything that kernels meet.
     pub(crate) depth: usize,
     /// The elements, and maybe more behind them.
     pub(crate) floats: &'a [f32],
@@ -66,17 +62,26 @@ pub(crate) trait Kernel: Copy + Send + Sync + 'static {
     const MR: usize;
     /// Columns of a tile: `NR / 2` gate and `NR / 2` up columns where both are computed together.
     const NR: usize;
-    /// Depth of a packed panel. KC x NR floats of B take half of L1, MR x KC floats of A less than the other half.
+    /// Depth of a packed panel. KC x NR floats of B take half of L1, A_STRIDE x KC floats of A less than the other half.
     const KC: usize;
-    /// Distance between rows of a row-major panel of A. 16 floats more than KC, so that the rows do not all fall into
-    /// the same few sets of L1.
-    const A_STRIDE: usize = Self::KC + 16;
+    /// Floats from one k of a panel of A to the next: MR, and what fills up whole vectors.
+    const A_STRIDE: usize;
+    /// What its panels hold.
+    type Word: Word;
+    /// The kernel for products of bf16 with bf16: of the same shape, with panels of the same size.
+    type Bf16: Kernel;
+
+    /// That kernel, where this instruction set has one; this one otherwise, with bf16 widened as it is packed.
+    #[inline(always)]
+    fn bf16(self) -> Option<Self::Bf16> {
+        None
+    }
 
     /// `c[r][j] (+)= sum over k of a(r, k) * b[k][j]` for the rows and the depth of `a`; `b` and `c` are dense with `NR`
     /// columns.
     ///
     /// Each element is one chain of multiply-adds in ascending k, continued from `c` unless `first`: its bits do not
-    /// depend on how k was cut into panels, nor on the number of rows.
+    /// depend on how k was cut into panels of whole words, nor on the number of rows.
     fn tile(self, a: Panel<'_>, b: &[f32], c: &mut [f32], first: bool);
 
     /// `c[r][j] += sum over k of a(r, k) * b[k][j]`, for rows of B where they lie, as many columns as the shortest has.
@@ -97,6 +102,32 @@ pub(crate) trait Kernel: Copy + Send + Sync + 'static {
     /// Calls `f` in a context where the compiler may use this instruction set, so that plain loops in `f` vectorise
     /// for it. Inlined functions only: a call that stays a call is compiled for the baseline.
     fn vectorize<R>(self, f: impl FnOnce() -> R) -> R;
+}
+
+/// Asks for the cache line at `line` to be brought to L2. An address and nothing else: it need not be readable.
+#[inline(always)]
+pub(crate) fn prefetch<T>(line: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint that never faults.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(line.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
+}
+
+/// The same, to L1.
+#[inline(always)]
+fn prefetch_near<T>(line: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint that never faults.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(line.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
 }
 
 /// A computation that is generic over the kernel.

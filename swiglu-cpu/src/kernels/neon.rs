@@ -1,9 +1,10 @@
-//! NEON: thirty-two 128-bit registers, on every 64-bit Arm.
+//! NEON: thirty-two 128-bit registers.
 
 use std::arch::aarch64::{float32x4_t, vdupq_n_f32, vfmaq_f32, vld1q_f32, vst1q_f32};
 
 use super::tile::{Vector, check, check_strip, dispatch_rows, dispatch_strip, strip, tile};
-use super::{Form, Kernel, Panel, Strip};
+use super::{Kernel, Panel, Strip};
+use crate::word::Single;
 
 /// Proof that this machine has NEON.
 #[derive(Clone, Copy, Debug)]
@@ -17,51 +18,42 @@ impl Neon {
     }
 }
 
-/// Eight lanes: two registers, so that a tile of two vectors has as many columns as AVX2's, and one element of A is
-/// broadcast once for four multiply-adds.
-#[derive(Clone, Copy)]
-struct F32x8(float32x4_t, float32x4_t);
-
-impl Vector for F32x8 {
-    const LANES: usize = 8;
+impl Vector for float32x4_t {
+    const LANES: usize = 4;
 
     #[inline(always)]
     unsafe fn zero() -> Self {
         // SAFETY: the trait's contract: NEON is there.
-        unsafe { Self::splat(0.0) }
+        unsafe { vdupq_n_f32(0.0) }
     }
 
     #[inline(always)]
     unsafe fn load(p: *const f32) -> Self {
         // SAFETY: the trait's contract, and the caller vouches for LANES floats at `p`.
-        unsafe { Self(vld1q_f32(p), vld1q_f32(p.add(4))) }
+        unsafe { vld1q_f32(p) }
     }
 
     #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
         // SAFETY: as for `load`.
-        unsafe {
-            vst1q_f32(p, self.0);
-            vst1q_f32(p.add(4), self.1);
-        }
+        unsafe { vst1q_f32(p, self) }
     }
 
     #[inline(always)]
     unsafe fn splat(v: f32) -> Self {
         // SAFETY: the trait's contract.
-        let v = unsafe { vdupq_n_f32(v) };
-        Self(v, v)
+        unsafe { vdupq_n_f32(v) }
     }
 
     #[inline(always)]
     unsafe fn mul_add(self, b: Self, c: Self) -> Self {
         // SAFETY: the trait's contract.
-        unsafe { Self(vfmaq_f32(c.0, self.0, b.0), vfmaq_f32(c.1, self.1, b.1)) }
+        unsafe { vfmaq_f32(c, self, b) }
     }
 
     #[inline(always)]
-    fn mul_add_one(a: f32, b: f32, c: f32) -> f32 {
-        // One instruction on every 64-bit Arm.
+    unsafe fn mul_add_one(a: f32, b: f32, c: f32) -> f32 {
+        // One instruction here.
         a.mul_add(b, c)
     }
 }
@@ -70,10 +62,18 @@ impl Vector for F32x8 {
 /// As [`tile`], with the floats of `a`; NEON is there.
 #[target_feature(enable = "neon")]
 unsafe fn run(a: Panel<'_>, b: *const f32, c: *mut f32, first: bool) {
-    let Panel { form, rows, depth, floats } = a;
+    let Panel { rows, depth, floats } = a;
     let a = floats.as_ptr();
     // SAFETY: the caller's contract.
-    unsafe { dispatch_rows!(Neon, F32x8, form, rows, (depth, a, b, c, first), [1, 2, 3, 4, 5, 6]) }
+    unsafe {
+        dispatch_rows!(
+            Neon,
+            float32x4_t,
+            rows,
+            (depth, a, b, c, first),
+            [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
+        );
+    }
 }
 
 /// # Safety
@@ -83,7 +83,15 @@ unsafe fn run_strip(a: Panel<'_>, b: &[&[f32]], c: Strip<'_>) {
     let (a, rows, Strip { floats, stride, cols }) = (a.floats.as_ptr(), a.rows, c);
     let c = floats.as_mut_ptr();
     // SAFETY: the caller's contract.
-    unsafe { dispatch_strip!(F32x8, rows, (a, b, c, stride, cols), [1, 2, 3, 4, 5, 6]) }
+    unsafe {
+        dispatch_strip!(
+            Neon,
+            float32x4_t,
+            rows,
+            (a, b, c, stride, cols),
+            [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
+        );
+    }
 }
 
 /// # Safety
@@ -94,12 +102,15 @@ unsafe fn call<R>(f: impl FnOnce() -> R) -> R {
 }
 
 impl Kernel for Neon {
-    const NAME: &'static str = "aarch64-neon-f32-6x16";
-    /// 6 x 16 accumulators are 24 registers; four hold B and one the broadcast of A.
-    const MR: usize = 6;
-    const NR: usize = 16;
-    /// 256 x 16 floats are 16 KiB, half of a 32 KiB L1 and a quarter of the 64 KiB that most server cores have.
-    const KC: usize = 256;
+    const NAME: &'static str = "aarch64-neon-f32-12x8";
+    /// 12 x 8 accumulators are twenty-four registers; two hold B and one or more the broadcast of A.
+    const MR: usize = 12;
+    const NR: usize = 8;
+    /// 512 x 8 floats of B are 16 KiB, a quarter of the 64 KiB L1 of the larger cores, and half of a small one.
+    const KC: usize = 512;
+    const A_STRIDE: usize = 12;
+    type Word = Single;
+    type Bf16 = Self;
 
     fn tile(self, a: Panel<'_>, b: &[f32], c: &mut [f32], first: bool) {
         check::<Self>(a, b, c);

@@ -1,7 +1,8 @@
 //! The semantics in plain Rust, for every machine.
 
 use super::tile::{Vector, check, check_strip, dispatch_rows, dispatch_strip, strip, tile};
-use super::{Form, Kernel, Panel, Strip};
+use super::{Kernel, Panel, Strip};
+use crate::word::Single;
 
 /// Plain Rust; exists everywhere.
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +44,7 @@ impl Vector for F32x4 {
     }
 
     #[inline(always)]
-    fn mul_add_one(a: f32, b: f32, c: f32) -> f32 {
+    unsafe fn mul_add_one(a: f32, b: f32, c: f32) -> f32 {
         // As in `mul_add`.
         a * b + c
     }
@@ -56,13 +57,16 @@ impl Kernel for Portable {
     const NR: usize = 8;
     /// 256 x 8 floats are 8 KiB, a quarter of the smallest L1 in use.
     const KC: usize = 256;
+    const A_STRIDE: usize = 4;
+    type Word = Single;
+    type Bf16 = Self;
 
     fn tile(self, a: Panel<'_>, b: &[f32], c: &mut [f32], first: bool) {
         check::<Self>(a, b, c);
-        let Panel { form, rows, depth, floats } = a;
+        let Panel { rows, depth, floats } = a;
         let (a, b, c) = (floats.as_ptr(), b.as_ptr(), c.as_mut_ptr());
         // SAFETY: `check` compared the three lengths with what the tile reads and writes.
-        unsafe { dispatch_rows!(Self, F32x4, form, rows, (depth, a, b, c, first), [1, 2, 3, 4]) }
+        unsafe { dispatch_rows!(Self, F32x4, rows, (depth, a, b, c, first), [1, 2, 3, 4]) }
     }
 
     fn strip(self, a: Panel<'_>, b: &[&[f32]], c: Strip<'_>) {
@@ -70,7 +74,7 @@ impl Kernel for Portable {
         let (a, rows, Strip { floats, stride, cols }) = (a.floats.as_ptr(), a.rows, c);
         let c = floats.as_mut_ptr();
         // SAFETY: `check_strip` compared every length with what is read and written.
-        unsafe { dispatch_strip!(F32x4, rows, (a, b, c, stride, cols), [1, 2, 3, 4]) }
+        unsafe { dispatch_strip!(Self, F32x4, rows, (a, b, c, stride, cols), [1, 2, 3, 4]) }
     }
 
     #[inline(always)]

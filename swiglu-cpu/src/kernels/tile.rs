@@ -1,6 +1,11 @@
 //! The one register tile that every instruction set instantiates.
 
-use super::{Form, Kernel, Panel, Strip};
+use super::{Kernel, Panel, Strip, prefetch_near};
+
+/// Steps of k that a tile asks for its panel of A ahead of use: 8 lines at 14 cycles each, longer than L2 takes.
+const AHEAD: usize = 8;
+/// Floats of a cache line.
+const LINE: usize = 16;
 
 /// A vector register of f32.
 ///
@@ -16,17 +21,17 @@ pub(super) trait Vector: Copy {
     /// `self * b + c`; fused where the instruction set has it.
     unsafe fn mul_add(self, b: Self, c: Self) -> Self;
     /// The same for one float.
-    fn mul_add_one(a: f32, b: f32, c: f32) -> f32;
+    unsafe fn mul_add_one(a: f32, b: f32, c: f32) -> f32;
 }
 
 /// `MR` rows of two vectors each: the gate and the up column block, or two adjacent blocks.
 ///
 /// # Safety
 /// - The machine has `V`'s instruction set.
-/// - `a` is readable for `MR` rows of `depth` in the form given, `b` for `depth * 2 * LANES` floats, `c` is writable
-///   for `MR * 2 * LANES` floats.
+/// - `a` is readable for `MR` rows of `depth` steps, `b` for `depth * 2 * LANES` floats, `c` is writable for
+///   `MR * 2 * LANES` floats.
 #[inline(always)]
-pub(super) unsafe fn tile<K: Kernel, V: Vector, const MR: usize, const ROW_MAJOR: bool>(
+pub(super) unsafe fn tile<K: Kernel, V: Vector, const MR: usize>(
     depth: usize,
     mut a: *const f32,
     mut b: *const f32,
@@ -34,8 +39,7 @@ pub(super) unsafe fn tile<K: Kernel, V: Vector, const MR: usize, const ROW_MAJOR
     first: bool,
 ) {
     let row = |r: usize, v: usize| (2 * r + v) * V::LANES;
-    // SAFETY: the caller's contract. Row r of `a` is A_STRIDE floats after row r - 1 (row-major) or one float (k-major);
-    // each step of k moves `a` by one float or by MR, and `b` by two vectors.
+    // SAFETY: the caller's contract. Each step of k moves `a` by A_STRIDE floats and `b` by two vectors.
     unsafe {
         let mut acc = [[V::zero(); 2]; MR];
         if !first {
@@ -43,15 +47,20 @@ pub(super) unsafe fn tile<K: Kernel, V: Vector, const MR: usize, const ROW_MAJOR
                 acc[r] = [V::load(c.add(row(r, 0))), V::load(c.add(row(r, 1)))];
             }
         }
+        // The accumulators of the tile that comes next lie right behind; it starts by loading them.
+        for line in (0..2 * MR * V::LANES).step_by(LINE) {
+            prefetch_near(c.wrapping_add(K::MR * K::NR + line));
+        }
         for _ in 0..depth {
+            prefetch_near(a.wrapping_add(AHEAD * K::A_STRIDE));
             let b0 = V::load(b);
             let b1 = V::load(b.add(V::LANES));
             for r in 0..MR {
-                let x = V::splat(*a.add(if ROW_MAJOR { r * K::A_STRIDE } else { r }));
+                let x = V::splat(*a.add(r));
                 acc[r][0] = x.mul_add(b0, acc[r][0]);
                 acc[r][1] = x.mul_add(b1, acc[r][1]);
             }
-            a = a.add(if ROW_MAJOR { 1 } else { MR });
+            a = a.add(K::A_STRIDE);
             b = b.add(2 * V::LANES);
         }
         for r in 0..MR {
@@ -61,14 +70,14 @@ pub(super) unsafe fn tile<K: Kernel, V: Vector, const MR: usize, const ROW_MAJOR
     }
 }
 
-/// `MR` rows of two vectors at a time, along rows of B that are not packed. A is k-major.
+/// `MR` rows of two vectors at a time, along rows of B that are not packed.
 ///
 /// # Safety
 /// - The machine has `V`'s instruction set.
-/// - `a` is readable for `MR * b.len()` floats, every row of `b` for `cols`, and `c` is writable for `MR` rows of
+/// - `a` is readable for `MR` rows of `b.len()` steps, every row of `b` for `cols`, and `c` is writable for `MR` rows of
 ///   `cols` floats, `stride` apart.
 #[inline(always)]
-pub(super) unsafe fn strip<V: Vector, const MR: usize>(
+pub(super) unsafe fn strip<K: Kernel, V: Vector, const MR: usize>(
     a: *const f32,
     b: &[&[f32]],
     c: *mut f32,
@@ -88,7 +97,7 @@ pub(super) unsafe fn strip<V: Vector, const MR: usize>(
                 let row = row.as_ptr().add(j);
                 let (b0, b1) = (V::load(row), V::load(row.add(V::LANES)));
                 for r in 0..MR {
-                    let x = V::splat(*a.add(k * MR + r));
+                    let x = V::splat(*a.add(k * K::A_STRIDE + r));
                     acc[r][0] = x.mul_add(b0, acc[r][0]);
                     acc[r][1] = x.mul_add(b1, acc[r][1]);
                 }
@@ -102,19 +111,25 @@ pub(super) unsafe fn strip<V: Vector, const MR: usize>(
             for r in 0..MR {
                 let c = c.add(r * stride + j);
                 for (k, row) in b.iter().enumerate() {
-                    *c = V::mul_add_one(*a.add(k * MR + r), *row.as_ptr().add(j), *c);
+                    *c = V::mul_add_one(*a.add(k * K::A_STRIDE + r), *row.as_ptr().add(j), *c);
                 }
             }
         }
     }
 }
 
+/// Floats of a panel of A that a tile reads.
+#[inline(always)]
+fn panel_len<K: Kernel>(rows: usize, depth: usize) -> usize {
+    depth.checked_sub(1).map_or(0, |last| last * K::A_STRIDE + rows)
+}
+
 /// What every kernel checks before it goes to pointers: that all of `c` is there, and the columns of `b` that it has.
 #[inline(always)]
 pub(super) fn check_strip<K: Kernel>(a: Panel<'_>, b: &[&[f32]], c: &Strip<'_>) {
-    let Panel { form, rows, depth, floats } = a;
-    assert!((1..=K::MR).contains(&rows) && form == Form::KMajor && depth == b.len(), "strip of {rows} rows");
-    let there = floats.len() >= rows * depth && b.iter().all(|row| row.len() >= c.cols);
+    let Panel { rows, depth, floats } = a;
+    assert!((1..=K::MR).contains(&rows) && depth == b.len(), "strip of {rows} rows");
+    let there = floats.len() >= panel_len::<K>(rows, depth) && b.iter().all(|row| row.len() >= c.cols);
     let room = c.stride >= c.cols && c.floats.len() >= (rows - 1) * c.stride + c.cols;
     assert!(there && room, "operands of a strip are too short");
 }
@@ -122,12 +137,8 @@ pub(super) fn check_strip<K: Kernel>(a: Panel<'_>, b: &[&[f32]], c: &Strip<'_>) 
 /// What every kernel checks before it goes to pointers.
 #[inline(always)]
 pub(super) fn check<K: Kernel>(a: Panel<'_>, b: &[f32], c: &[f32]) {
-    let Panel { form, rows, depth, floats } = a;
-    let a_len = match form {
-        _ if depth == 0 => 0,
-        Form::RowMajor => (rows - 1) * K::A_STRIDE + depth,
-        Form::KMajor => rows * depth,
-    };
+    let Panel { rows, depth, floats } = a;
+    let a_len = panel_len::<K>(rows, depth);
     assert!((1..=K::MR).contains(&rows) && depth <= K::KC, "tile of {rows} rows, depth {depth}");
     let long_enough = floats.len() >= a_len && b.len() >= depth * K::NR && c.len() >= rows * K::NR;
     assert!(long_enough, "panels of a tile are too short");
@@ -135,12 +146,9 @@ pub(super) fn check<K: Kernel>(a: Panel<'_>, b: &[f32], c: &[f32]) {
 
 /// Calls `tile` with the row count as a constant.
 macro_rules! dispatch_rows {
-    ($kernel:ty, $vector:ty, $form:expr, $rows:expr, $args:tt, [$($mr:literal),*]) => {
-        match ($rows, $form) {
-            $(
-                ($mr, Form::RowMajor) => tile::<$kernel, $vector, $mr, true> $args,
-                ($mr, Form::KMajor) => tile::<$kernel, $vector, $mr, false> $args,
-            )*
+    ($kernel:ty, $vector:ty, $rows:expr, $args:tt, [$($mr:literal),*]) => {
+        match $rows {
+            $($mr => tile::<$kernel, $vector, $mr> $args,)*
             _ => {}
         }
     };
@@ -149,9 +157,9 @@ pub(super) use dispatch_rows;
 
 /// Calls `strip` with the row count as a constant.
 macro_rules! dispatch_strip {
-    ($vector:ty, $rows:expr, $args:tt, [$($mr:literal),*]) => {
+    ($kernel:ty, $vector:ty, $rows:expr, $args:tt, [$($mr:literal),*]) => {
         match $rows {
-            $($mr => strip::<$vector, $mr> $args,)*
+            $($mr => strip::<$kernel, $vector, $mr> $args,)*
             _ => {}
         }
     };
