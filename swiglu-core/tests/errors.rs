@@ -161,7 +161,10 @@ fn dense_errors() -> Vec<Error> {
     assert_eq!(label.to_string(), "label 3 in row 1, expected less than 3");
     let mut c = zeros(2, 2);
     let product = cpu.matmul((logits.view(), Op::N), (logits.view(), Op::N), Target::write(&mut c));
-    vec![label, refused(product)]
+    let mut gathered = zeros(2, 3);
+    let row = refused(cpu.gather_rows(logits.view(), labels.view(), gathered.view_mut()));
+    assert_eq!(row.to_string(), "index 0 is row 2, expected less than 2");
+    vec![label, row, refused(product)]
 }
 
 fn device_errors() -> Vec<Error> {
