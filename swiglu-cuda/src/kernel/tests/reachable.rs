@@ -213,12 +213,19 @@ pub(super) fn class(kernel: Kernel) -> Kernel {
 }
 
 /// Whether a thinned sweep may leave a kernel to the whole one: a gate function other than SwiGLU in one more type and
-/// arrangement of the weights, and another number of parts of k in `sm90`. Each gate function has it along `[I, 2D]` weights
-/// in bf16 and in f32, but in `sm90`, where NVRTC takes two seconds for each kernel, in bf16 alone, and in `sliced` with one
-/// number of parts.
+/// arrangement of the weights, and another number of parts of k: `sm90` has one and, in bf16, two; `sliced` has two and 16.
+/// Each gate function has it along `[I, 2D]` weights in bf16 and in f32, but in `sm90`, where NVRTC takes two seconds for
+/// each kernel, in bf16 alone, and in `sliced` with one number of parts.
 pub(super) fn is_one_more(kernel: Kernel) -> bool {
-    if matches!(kernel, Kernel::Gemm(Gemm { family: Family::Sm90, parts: 3.., .. })) {
-        return true;
+    if let Kernel::Gemm(Gemm { family, dtype, parts, .. }) = kernel {
+        let one = match family {
+            Family::Sm90 => parts == 1 || (parts == 2 && dtype == Dtype::Bf16),
+            Family::Sliced => matches!(parts, 2 | 16),
+            _ => true,
+        };
+        if !one {
+            return true;
+        }
     }
     let (gate, dtype, out_in) = match kernel {
         Kernel::Gemm(Gemm { dtype, b_trans, product, hopper, .. }) => match (product, hopper.forms) {
