@@ -215,7 +215,7 @@ pub(super) fn class(kernel: Kernel) -> Kernel {
 /// Whether a thinned sweep may leave a kernel to the whole one: a gate function other than SwiGLU in one more type and
 /// arrangement of the weights, and another number of parts of k: `sm90` has one and, in bf16, two; `sliced` has two and 16.
 /// Each gate function has it along `[I, 2D]` weights in bf16 and in f32, but in `sm90`, where NVRTC takes two seconds for
-/// each kernel, in bf16 alone, and in `sliced` with one number of parts.
+/// each kernel, in bf16, by pairs of blocks and into boxes alone, and in `sliced` with one number of parts.
 pub(super) fn is_one_more(kernel: Kernel) -> bool {
     if let Kernel::Gemm(Gemm { family, dtype, parts, .. }) = kernel {
         let one = match family {
@@ -238,7 +238,12 @@ pub(super) fn is_one_more(kernel: Kernel) -> bool {
         Kernel::Decode(Decode { dtype, b_trans, gate, .. }) => (gate, dtype, b_trans),
         _ => return false,
     };
-    let hopper = matches!(kernel, Kernel::Gemm(Gemm { family: Family::Sm90, .. }));
-    let cut = matches!(kernel, Kernel::Gemm(Gemm { family: Family::Sliced, parts: 4.., .. }));
-    gate != GateCode(0) && (dtype == Dtype::F16 || out_in || cut || (hopper && dtype == Dtype::F32))
+    let extra = match kernel {
+        Kernel::Gemm(Gemm { family: Family::Sm90, hopper, .. }) => {
+            dtype == Dtype::F32 || !hopper.pairs || !hopper.boxes
+        }
+        Kernel::Gemm(Gemm { family: Family::Sliced, parts, .. }) => parts > 2,
+        _ => false,
+    };
+    gate != GateCode(0) && (dtype == Dtype::F16 || out_in || extra)
 }
