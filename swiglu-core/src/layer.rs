@@ -16,6 +16,7 @@ use crate::memory::{MatMut, MatRef, Matrix};
 use crate::options::{Options, Precision, Route, Tile};
 use crate::saved::{Save, Saved};
 use crate::swiglu::{SwiGLU, check_shape};
+use crate::upstream::Upstream;
 use crate::weights::{Orientation, Weights};
 
 /// How a layer computes the gradient of its weights.
@@ -308,7 +309,7 @@ impl<T: Element, B: SwiGLU<T>> FusedSwiGLU<T, B> {
     pub fn backward<'a>(
         &mut self,
         x: impl Into<MatRef<'a, T, B::Memory>>,
-        dz: impl Into<MatRef<'a, T, B::Memory>>,
+        upstream: impl Into<Upstream<'a, T, B::Memory>>,
         saved: &mut Saved<T, B::Memory>,
         dx: Option<Out<'_, T, B::Memory>>,
     ) -> Result<()>
@@ -332,7 +333,7 @@ impl<T: Element, B: SwiGLU<T>> FusedSwiGLU<T, B> {
             WeightGrad::Composed => Route::Composed,
             WeightGrad::Frozen | WeightGrad::Fused => Route::Fused,
         };
-        backend.backward(x.into(), w, dz.into(), saved, gradients, options.route(route))
+        backend.backward(x.into(), w, upstream, saved, gradients, options.route(route))
     }
 
     /// What an optimizer steps: weights, then bias; nothing when frozen.

@@ -14,7 +14,7 @@
 //!
 //! - Matrices: [`Matrix`], [`MatRef`], [`MatMut`] in a [`Memory`], with a checked [`Layout`].
 //! - Parameters: [`Weights`], in both orientations, packed, split or interleaved; six [`Gate`]s.
-//! - Calls: [`SwiGLU`], [`Gradients`], [`Saved`], [`Options`]; what they will do: [`Problem`], [`Plan`].
+//! - Calls: [`SwiGLU`], [`Upstream`], [`Gradients`], [`Saved`], [`Options`]; what they will do: [`Problem`], [`Plan`].
 //! - Around the op: [`Dense`], and [`Unfused`], the op composed from it.
 //! - Layers: [`FusedSwiGLU`], [`SwiGLUMlp`].
 //!
@@ -41,6 +41,7 @@ mod problem;
 mod saved;
 mod swiglu;
 mod unfused;
+mod upstream;
 mod weights;
 
 pub use backend::{Backend, Replay};
@@ -58,8 +59,9 @@ pub use layout::Layout;
 pub use memory::{DeviceId, MatMut, MatRef, Matrix, Memory, Place, StreamId};
 pub use mlp::{MlpSaved, SwiGLUMlp};
 pub use options::{Options, Precision, Route, Tile};
-pub use problem::{Access, Accesses, Dims, GradientKind, Pass, Plan, Problem};
+pub use problem::{Access, Accesses, Dims, GradientKind, Pass, Plan, Problem, UpstreamKind};
 pub use saved::{Save, Saved};
 pub use swiglu::SwiGLU;
 pub use unfused::Unfused;
+pub use upstream::{Down, Upstream};
 pub use weights::{Orientation, Weights, interleave_packed_columns, pack_interleaved_columns};

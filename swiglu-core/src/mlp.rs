@@ -10,6 +10,8 @@ use crate::layer::{FusedSwiGLU, Parameter, Trained, WeightGrad, uniform};
 use crate::memory::{MatMut, MatRef, Matrix};
 use crate::saved::Saved;
 use crate::swiglu::{SwiGLU, check_shape};
+use crate::upstream::{Down, Upstream};
+use crate::weights::Orientation;
 
 /// y = (h(x . Wa, x . Wb)) . Wdown: gate, up and down projections as one unit.
 ///
@@ -26,17 +28,16 @@ use crate::swiglu::{SwiGLU, check_shape};
 #[derive(Debug)]
 pub struct SwiGLUMlp<T: Element, B: Backend> {
     gated: FusedSwiGLU<T, B>,
-    /// `[D, O]`.
     down: Trained<T, B>,
+    orientation: Orientation,
     accumulate: bool,
 }
 
-/// What [`SwiGLUMlp::forward_train_into`] keeps: the op's [`Saved`], z, and room for dz. Reused from step to step.
+/// What [`SwiGLUMlp::forward_train_into`] keeps: the op's [`Saved`], and z. Reused from step to step.
 #[derive(Debug)]
 pub struct MlpSaved<T: Element, B: Backend> {
     saved: Saved<T, B::Memory>,
     z: Matrix<T, B::Memory>,
-    dz: Matrix<T, B::Memory>,
 }
 
 impl<T: Element, B: SwiGLU<T> + Dense<T>> SwiGLUMlp<T, B> {
@@ -48,19 +49,25 @@ impl<T: Element, B: SwiGLU<T> + Dense<T>> SwiGLUMlp<T, B> {
     pub fn init(backend: &B, in_features: usize, hidden: usize, seed: u64) -> Result<Self> {
         let gated = FusedSwiGLU::init(backend, in_features, hidden, seed)?;
         let down = uniform::<T>(hidden, in_features, hidden, seed.wrapping_add(1))?;
-        Self::load(gated, down.view())
+        Self::load(gated, down.view(), Orientation::InOut)
     }
 
-    /// A gated layer, and a down projection `[D, O]` from the host.
+    /// A gated layer, and a down projection from the host: `[D, O]` for [`Orientation::InOut`], `[O, D]`, as checkpoints
+    /// have it, for [`Orientation::OutIn`].
     ///
     /// # Errors
     /// [`Error::Shape`](crate::Error::Shape), [`Error::OutOfMemory`](crate::Error::OutOfMemory),
     /// [`Error::Device`](crate::Error::Device).
-    pub fn load(gated: FusedSwiGLU<T, B>, down: MatRef<'_, T, Host>) -> Result<Self> {
-        check_shape("down projection", down.shape(), (gated.hidden(), down.cols()))?;
+    pub fn load(
+        gated: FusedSwiGLU<T, B>,
+        down: MatRef<'_, T, Host>,
+        orientation: Orientation,
+    ) -> Result<Self> {
+        let out_features = Down::new(down, orientation).out_features();
+        check_shape("down projection", down.shape(), orientation.half_shape(gated.hidden(), out_features))?;
         let mut down = Trained::new(gated.backend().upload(down)?);
         down.train(gated.backend(), true)?;
-        Ok(Self { gated, down, accumulate: false })
+        Ok(Self { gated, down, orientation, accumulate: false })
     }
 
     /// With this way of computing the weight gradients.
@@ -88,7 +95,12 @@ impl<T: Element, B: SwiGLU<T> + Dense<T>> SwiGLUMlp<T, B> {
 
     /// O.
     pub fn out_features(&self) -> usize {
-        self.down.value.cols()
+        self.down().out_features()
+    }
+
+    /// The down projection.
+    pub fn down(&self) -> Down<'_, T, B::Memory> {
+        Down::new(self.down.value.view(), self.orientation)
     }
 
     /// y.
@@ -111,11 +123,7 @@ impl<T: Element, B: SwiGLU<T> + Dense<T>> SwiGLUMlp<T, B> {
     /// [`Error::Overflow`](crate::Error::Overflow), [`Error::OutOfMemory`](crate::Error::OutOfMemory).
     pub fn saved(&self, batch: usize) -> Result<MlpSaved<T, B>> {
         let (backend, hidden) = (self.gated.backend(), self.gated.hidden());
-        Ok(MlpSaved {
-            saved: self.gated.saved(batch)?,
-            z: backend.zeros(batch, hidden)?,
-            dz: backend.zeros(batch, hidden)?,
-        })
+        Ok(MlpSaved { saved: self.gated.saved(batch)?, z: backend.zeros(batch, hidden)? })
     }
 
     /// y into a matrix of the caller, keeping what backward needs.
@@ -135,7 +143,8 @@ impl<T: Element, B: SwiGLU<T> + Dense<T>> SwiGLUMlp<T, B> {
         self.project(z.view(), y)
     }
 
-    /// Fills the weight gradients (unless frozen), and dx when asked for, from dy.
+    /// Fills the weight gradients (unless frozen), and dx when asked for, from dy. dz is formed and used up within
+    /// `dy . Wdown^T`: see [`Upstream::projected`].
     ///
     /// # Errors
     /// As [`SwiGLU::backward`].
@@ -149,14 +158,14 @@ impl<T: Element, B: SwiGLU<T> + Dense<T>> SwiGLUMlp<T, B> {
         let (backend, hidden) = (self.gated.backend().clone(), self.gated.hidden());
         check_shape("dy", dy.shape(), (x.rows(), self.out_features()))?;
         let z = kept.z.view().sub(0..x.rows(), 0..hidden)?;
-        let mut dz = kept.dz.view_mut().sub(0..x.rows(), 0..hidden)?;
         let (down, target) = self.down.parts(self.accumulate);
-        backend.matmul((dy, Op::N), (down, Op::T), Target::write(dz.view_mut()))?;
+        let upstream = Upstream::projected(dy, Down::new(down, self.orientation))?;
         // The op first: when its saved values are spent, nothing else has been touched.
-        self.gated.backward(x, dz.view(), &mut kept.saved, dx)?;
-        match target {
-            Some(target) => backend.matmul((z, Op::T), (dy, Op::N), target),
-            None => Ok(()),
+        self.gated.backward(x, upstream, &mut kept.saved, dx)?;
+        match (target, self.orientation) {
+            (Some(target), Orientation::InOut) => backend.matmul((z, Op::T), (dy, Op::N), target),
+            (Some(target), Orientation::OutIn) => backend.matmul((dy, Op::T), (z, Op::N), target),
+            (None, _) => Ok(()),
         }
     }
 
@@ -174,7 +183,7 @@ impl<T: Element, B: SwiGLU<T> + Dense<T>> SwiGLUMlp<T, B> {
         self.parameters().map(|parameter| backend.optimizer(parameter.value.view())).collect()
     }
 
-    /// A copy of the down projection on the host. For the rest see [`gated`](Self::gated).
+    /// A copy of the down projection on the host, as it was loaded. For the rest see [`gated`](Self::gated).
     ///
     /// # Errors
     /// [`Error::OutOfMemory`](crate::Error::OutOfMemory), [`Error::Device`](crate::Error::Device).
@@ -183,6 +192,7 @@ impl<T: Element, B: SwiGLU<T> + Dense<T>> SwiGLUMlp<T, B> {
     }
 
     fn project(&self, z: MatRef<'_, T, B::Memory>, y: MatMut<'_, T, B::Memory>) -> Result<()> {
-        self.gated.backend().matmul((z, Op::N), (self.down.value.view(), Op::N), Target::write(y))
+        let down = self.down();
+        self.gated.backend().matmul((z, Op::N), (down.matrix(), down.op()), Target::write(y))
     }
 }

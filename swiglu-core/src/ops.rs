@@ -7,6 +7,7 @@ use crate::gradients::{Halves, Out, Target};
 use crate::host::Host;
 use crate::memory::{MatMut, MatRef, Memory};
 use crate::problem::Problem;
+use crate::upstream::Upstream;
 use crate::weights::Weights;
 
 /// `to = from`, from the host. Equal shapes.
@@ -51,7 +52,7 @@ pub struct Forward<'a, T: Element, M: Memory> {
     pub pre: Option<MatMut<'a, T, M>>,
 }
 
-/// The gradients that are `Some`, from dz.
+/// The gradients that are `Some`.
 #[derive(Debug)]
 pub struct Backward<'a, T: Element, M: Memory> {
     /// The call as a plan sees it.
@@ -60,8 +61,8 @@ pub struct Backward<'a, T: Element, M: Memory> {
     pub x: MatRef<'a, T, M>,
     /// I to D.
     pub w: Weights<'a, T, M>,
-    /// `[B, D]`.
-    pub dz: MatRef<'a, T, M>,
+    /// dz `[B, D]`, or what it comes from.
+    pub upstream: Upstream<'a, T, M>,
     /// `[B, 2D]`: the saved pre-activations, which become dAB = [dG | dU] in place. `None`: compute them again.
     pub pre: Option<MatMut<'a, T, M>>,
     /// `[B, I]`.

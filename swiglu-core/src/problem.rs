@@ -30,6 +30,21 @@ pub struct GradientKind {
     pub add: bool,
 }
 
+/// Where the dz of a backward comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum UpstreamKind {
+    /// It is an operand.
+    #[default]
+    Dz,
+    /// It is `dy . Wdown^T`.
+    Projected {
+        /// O: columns of dy.
+        out_features: usize,
+        /// Orientation of the down projection.
+        orientation: Orientation,
+    },
+}
+
 /// Which pass, and what it leaves behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Pass {
@@ -88,8 +103,12 @@ pub struct Accesses {
     pub gate: Access,
     /// The up projection.
     pub up: Access,
-    /// z, or dz in backward.
+    /// z; in backward dz, where it is an operand.
     pub z: Access,
+    /// dy, where dz comes from it.
+    pub dy: Access,
+    /// The down projection, where dz comes from it.
+    pub down: Access,
     /// The pre-activations.
     pub pre: Access,
     /// dx.
@@ -106,6 +125,8 @@ pub struct Accesses {
 pub struct Problem {
     /// Forward or backward.
     pub pass: Pass,
+    /// Where the dz of a backward comes from.
+    pub upstream: UpstreamKind,
     /// Element type.
     pub dtype: Dtype,
     /// B, I, D.
@@ -161,7 +182,44 @@ impl Problem {
                 }
             }
         }
-        Self { pass, dtype, dims, orientation, bias: false, gate: Gate::default(), accesses, options }
+        let upstream = UpstreamKind::Dz;
+        Self {
+            pass,
+            upstream,
+            dtype,
+            dims,
+            orientation,
+            bias: false,
+            gate: Gate::default(),
+            accesses,
+            options,
+        }
+    }
+
+    /// A backward whose dz comes from `[B, O]` through a down projection, both dense and well aligned.
+    ///
+    /// ```
+    /// use swiglu_core::{Dims, Dtype, GradientKind, Options, Orientation, Pass, Problem};
+    /// let dims = Dims { batch: 128, in_features: 784, hidden: 512 };
+    /// let dx = Some(GradientKind { dtype: Dtype::F32, add: false });
+    /// let pass = Pass::Backward { saved: true, dx, dwf: None, dbias: None };
+    /// let problem = Problem::dense(pass, Dtype::F32, dims, Orientation::InOut, Options::new());
+    /// let projected = problem.projected(784, Orientation::InOut);
+    /// assert_eq!(projected.flops(), 1.5 * problem.flops());
+    /// ```
+    #[must_use]
+    pub fn projected(mut self, out_features: usize, orientation: Orientation) -> Self {
+        self.upstream = UpstreamKind::Projected { out_features, orientation };
+        self.accesses.z = Access::default();
+        self.accesses.dy = Access::dense(out_features, self.dtype);
+        self.accesses.down = Access::dense(
+            match orientation {
+                Orientation::InOut => out_features,
+                Orientation::OutIn => self.dims.hidden,
+            },
+            self.dtype,
+        );
+        self
     }
 
     /// Whether operands of these dimensions can exist, with room for tiles that reach past their edges. Calls are checked
@@ -190,11 +248,16 @@ impl Problem {
         elements("pre-activations", batch, row)?;
         elements("packed weights", in_features, row)?;
         elements("x", batch, elements("x row bytes", in_features, size_of::<f32>())?)?;
+        if let UpstreamKind::Projected { out_features, .. } = self.upstream {
+            let row = elements("dy row bytes", padded("out_features", out_features)?, 2 * size_of::<f32>())?;
+            elements("dy", batch, row)?;
+            elements("down projection", padded("hidden", hidden)?, row)?;
+        }
         Ok(())
     }
 
     /// Floating-point operations of the matrix products: `4 * B * I * D` for each of forward, dX and dWf, and for the
-    /// pre-activations when backward has to compute them again.
+    /// pre-activations when backward has to compute them again; `2 * B * O * D` for a dz that comes from dy.
     pub fn flops(&self) -> f64 {
         let Dims { batch, in_features, hidden } = self.dims;
         let products = match self.pass {
@@ -203,7 +266,13 @@ impl Problem {
                 u8::from(!saved) + u8::from(dx.is_some()) + u8::from(dwf.is_some())
             }
         };
-        4.0 * f64::from(products) * batch as f64 * in_features as f64 * hidden as f64
+        let projected = match self.upstream {
+            UpstreamKind::Dz => 0.0,
+            UpstreamKind::Projected { out_features, .. } => {
+                2.0 * batch as f64 * out_features as f64 * hidden as f64
+            }
+        };
+        projected + 4.0 * f64::from(products) * batch as f64 * in_features as f64 * hidden as f64
     }
 }
 

@@ -10,8 +10,9 @@ use crate::layout::elements;
 use crate::memory::{MatMut, MatRef, Matrix, Memory};
 use crate::ops::{Backward, Forward};
 use crate::options::Options;
-use crate::problem::{Access, Accesses, Dims, GradientKind, Pass, Plan, Problem};
+use crate::problem::{Access, Accesses, Dims, GradientKind, Pass, Plan, Problem, UpstreamKind};
 use crate::saved::{Save, Saved};
+use crate::upstream::Upstream;
 use crate::weights::Weights;
 
 /// Fused SwiGLU on one element type: `z = h(x . Wa + ba, x . Wb + bb)` in one call, and its gradients.
@@ -148,22 +149,28 @@ pub trait SwiGLU<T: Element>: Backend {
     /// The gradients asked for, from `dz [B, D]`: with dU = dz * dh/du and dG = dz * dh/dg,
     /// `dX = [dG | dU] . Wf^T`, `dWf = X^T . [dG | dU]`, `dbias` = the column sums of `[dG | dU]`.
     ///
+    /// `upstream` is dz, or [what a down projection makes dz of](Upstream::projected): then dG and dU are formed on the
+    /// sums of `dy . Wdown^T`, and dz is never in memory.
+    ///
     /// `x` and `w` are those of the forward that filled `saved`, which is spent afterwards.
     ///
     /// # Errors
     /// [`Error::Spent`], [`Error::SavedMismatch`], and as [`forward_into`](SwiGLU::forward_into).
-    fn backward(
+    fn backward<'u>(
         &self,
         x: MatRef<'_, T, Self::Memory>,
         w: Weights<'_, T, Self::Memory>,
-        dz: MatRef<'_, T, Self::Memory>,
+        upstream: impl Into<Upstream<'u, T, Self::Memory>>,
         saved: &mut Saved<T, Self::Memory>,
         gradients: Gradients<'_, T, Self::Memory>,
         options: Options,
-    ) -> Result<()> {
+    ) -> Result<()>
+    where
+        Self::Memory: 'u,
+    {
         saved.check(x.rows(), &w)?;
         let (pre, spend) = saved.spend(x.rows())?;
-        let call = check_backward(self, x, w, dz, pre, gradients, options)?;
+        let call = check_backward(self, (x, w, upstream.into()), pre, gradients, options)?;
         spend();
         self.run_backward(call)
     }
@@ -219,6 +226,7 @@ fn check_forward<'a, T: Element, B: SwiGLU<T>>(
     footprints.check(backend)?;
     let problem = Problem {
         pass: Pass::Forward { save: pre.is_some() },
+        upstream: UpstreamKind::Dz,
         dtype: T::DTYPE,
         dims,
         orientation: w.orientation(),
@@ -262,21 +270,48 @@ pub(crate) fn writes_target<T: Element, M: Memory>(
     };
 }
 
+/// x, the weights, and where dz comes from.
+type BackwardInputs<'a, T, M> = (MatRef<'a, T, M>, Weights<'a, T, M>, Upstream<'a, T, M>);
+
+/// What dz comes from, as a problem has it, with every product known to fit.
+fn check_upstream<T: Element, M: Memory>(
+    dims: Dims,
+    upstream: &Upstream<'_, T, M>,
+    footprints: &mut Footprints,
+) -> Result<UpstreamKind> {
+    match *upstream {
+        Upstream::Dz(dz) => {
+            check_shape("dz", dz.shape(), (dims.batch, dims.hidden))?;
+            footprints.reads("dz", dz);
+            Ok(UpstreamKind::Dz)
+        }
+        Upstream::Projected { dy, down } => {
+            let (out_features, orientation) = (down.out_features(), down.orientation());
+            check_shape("dy", dy.shape(), (dims.batch, out_features))?;
+            let expected = orientation.half_shape(dims.hidden, out_features);
+            check_shape("down projection", down.matrix().shape(), expected)?;
+            let bytes = elements("dy row bytes", out_features, size_of::<f32>())?;
+            elements("dy", dims.batch, bytes)?;
+            elements("down projection", dims.hidden, bytes)?;
+            footprints.reads("dy", dy).reads("down projection", down.matrix());
+            Ok(UpstreamKind::Projected { out_features, orientation })
+        }
+    }
+}
+
 fn check_backward<'a, T: Element, B: SwiGLU<T>>(
     backend: &B,
-    x: MatRef<'a, T, B::Memory>,
-    w: Weights<'a, T, B::Memory>,
-    dz: MatRef<'a, T, B::Memory>,
+    (x, w, upstream): BackwardInputs<'a, T, B::Memory>,
     pre: Option<MatMut<'a, T, B::Memory>>,
     mut gradients: Gradients<'a, T, B::Memory>,
     options: Options,
 ) -> Result<Checked<Backward<'a, T, B::Memory>>> {
     let dims = check_dims(x, &w)?;
-    check_shape("dz", dz.shape(), (dims.batch, dims.hidden))?;
+    let mut footprints = Footprints::new();
+    let kind = check_upstream(dims, &upstream, &mut footprints)?;
     let dwf = gradients.take_halves(w.orientation(), dims.in_features, dims.hidden)?;
     let Gradients { dx, dbias, .. } = gradients;
-    let mut footprints = Footprints::new();
-    footprints.reads("x", x).reads("dz", dz);
+    footprints.reads("x", x);
     reads_weights(&mut footprints, &w);
     if let Some(Out { to, .. }) = &dx {
         check_shape("dx", to.shape(), x.shape())?;
@@ -294,6 +329,11 @@ fn check_backward<'a, T: Element, B: SwiGLU<T>>(
         footprints.writes("saved pre-activations", pre);
     }
     footprints.check(backend)?;
+    let none = Access::default();
+    let (dz, dy, down) = match upstream {
+        Upstream::Dz(dz) => (Access::of(dz), none, none),
+        Upstream::Projected { dy, down } => (none, Access::of(dy), Access::of(down.matrix())),
+    };
     let problem = Problem {
         pass: Pass::Backward {
             saved: pre.is_some(),
@@ -301,6 +341,7 @@ fn check_backward<'a, T: Element, B: SwiGLU<T>>(
             dwf: dwf.as_ref().map(|halves| target_kind(&halves.gate)),
             dbias: dbias.as_ref().map(target_kind),
         },
+        upstream: kind,
         dtype: T::DTYPE,
         dims,
         orientation: w.orientation(),
@@ -310,7 +351,9 @@ fn check_backward<'a, T: Element, B: SwiGLU<T>>(
             x: Access::of(x),
             gate: Access::of(w.gate_weights()),
             up: Access::of(w.up_weights()),
-            z: Access::of(dz),
+            z: dz,
+            dy,
+            down,
             pre: pre.as_ref().map_or_else(Access::default, |pre| Access::of(pre.view())),
             dx: dx.as_ref().map_or_else(Access::default, |out| Access::of(out.to.view())),
             dwf_gate: dwf.as_ref().map_or_else(Access::default, |halves| target_access(&halves.gate)),
@@ -318,5 +361,5 @@ fn check_backward<'a, T: Element, B: SwiGLU<T>>(
         },
         options,
     };
-    Ok(Checked::new(Backward { problem, x, w, dz, pre, dx, dwf, dbias }))
+    Ok(Checked::new(Backward { problem, x, w, upstream, pre, dx, dwf, dbias }))
 }

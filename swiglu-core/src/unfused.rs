@@ -11,8 +11,9 @@ use crate::ops::{
     AdamWStep, AddBias, Backward, ColumnSums, Copy, CopyIn, CopyOut, CrossEntropy, Forward, GateBackward,
     GateForward, GatherRows, MatMul,
 };
-use crate::problem::{Pass, Plan, Problem};
+use crate::problem::{Pass, Plan, Problem, UpstreamKind};
 use crate::swiglu::SwiGLU;
+use crate::upstream::{Down, Upstream};
 use crate::weights::{Orientation, Weights};
 
 /// The Liger-style baseline: the op over any [`Dense`] backend, in that backend's memory.
@@ -91,6 +92,20 @@ fn project<T: Element, B: Dense<T>>(
     }
 }
 
+/// dz = dy . Wdown^T, in the element type.
+fn project_back<T: Element, B: Dense<T>>(
+    dense: &B,
+    dy: MatRef<'_, T, B::Memory>,
+    down: Down<'_, T, B::Memory>,
+    dz: MatMut<'_, T, B::Memory>,
+) -> Result<()> {
+    let op = match down.op() {
+        Op::N => Op::T,
+        Op::T => Op::N,
+    };
+    dense.matmul((dy, Op::N), (down.matrix(), op), Target::write(dz))
+}
+
 /// dX = dG . Wa^T + dU . Wb^T.
 fn input_gradient<T: Element, B: Dense<T>>(
     dense: &B,
@@ -144,7 +159,7 @@ impl<T: Element, B: Dense<T>> SwiGLU<T> for Unfused<B> {
     }
 
     fn run_backward(&self, call: Checked<Backward<'_, T, B::Memory>>) -> Result<()> {
-        let Backward { x, w, dz, pre, dx, dwf, dbias, .. } = call.into_inner();
+        let Backward { x, w, upstream, pre, dx, dwf, dbias, .. } = call.into_inner();
         let mut own;
         let mut pre = match pre {
             Some(pre) => pre,
@@ -154,7 +169,14 @@ impl<T: Element, B: Dense<T>> SwiGLU<T> for Unfused<B> {
                 own.view_mut()
             }
         };
-        self.0.gate_backward(w.function(), dz, pre.view_mut())?;
+        match upstream {
+            Upstream::Dz(dz) => self.0.gate_backward(w.function(), dz, pre.view_mut())?,
+            Upstream::Projected { dy, down } => {
+                let mut dz = self.zeros(x.rows(), w.hidden())?;
+                project_back(&self.0, dy, down, dz.view_mut())?;
+                self.0.gate_backward(w.function(), dz.view(), pre.view_mut())?;
+            }
+        }
         let dab = pre.view();
         if let Some(dx) = dx {
             input_gradient(&self.0, w, dab, dx)?;
@@ -185,6 +207,9 @@ impl<T: Element, B: Dense<T>> SwiGLU<T> for Unfused<B> {
                 if !saved {
                     project();
                 }
+                if problem.upstream != UpstreamKind::Dz {
+                    launches.push("matmul dz".to_owned());
+                }
                 launches.push(format!("gate gradient {}", problem.gate));
                 if dx.is_some() {
                     launches.extend(["matmul dx gate".to_owned(), "matmul dx up".to_owned()]);
@@ -198,7 +223,7 @@ impl<T: Element, B: Dense<T>> SwiGLU<T> for Unfused<B> {
             }
         }
         Ok(Plan::new(self.name(), launches, 0)
-            .note("pre-activations go through memory, allocated by the call"))
+            .note("pre-activations, and a dz that comes from dy, go through memory, allocated by the call"))
     }
 }
 

@@ -4,7 +4,9 @@
 
 use ndarray::{ArrayView2, ArrayViewMut2, Axis};
 use swiglu_core::ops::{Backward, Forward};
-use swiglu_core::{Element, Host, MatMut, MatRef, Matrix, Orientation, Out, Result, Target, Weights};
+use swiglu_core::{
+    Down, Element, Host, MatMut, MatRef, Matrix, Orientation, Out, Result, Target, Upstream, Weights,
+};
 
 use crate::arena::Workspace;
 use crate::backend::Pass;
@@ -121,36 +123,38 @@ impl<T: Element> Pass for ComposedForward<'_, T> {
     }
 }
 
+/// dy . Wdown^T.
+fn project_back<T: Element>(dy: MatRef<'_, T, Host>, down: Down<'_, T, Host>) -> Result<Matrix<f32, Host>> {
+    let (dy, matrix) = (widen(dy)?, widen(down.matrix())?);
+    let right = match down.orientation() {
+        Orientation::InOut => matrix.view().array().reversed_axes(),
+        Orientation::OutIn => matrix.view().array(),
+    };
+    let mut dz = Matrix::host_zeros(dy.rows(), down.hidden())?;
+    matmul(dy.view().array(), right, 0.0, dz.view_mut().array_mut());
+    Ok(dz)
+}
+
 /// A checked backward on this route.
 pub(crate) struct ComposedBackward<'a, T: Element>(pub(crate) Backward<'a, T, Host>);
 
 impl<T: Element> Pass for ComposedBackward<'_, T> {
     fn run<K: Kernel>(self, kernel: K, _: &mut Workspace, _: usize) -> Result<()> {
-        let Backward { x, w, dz, pre, dx, dwf, dbias, .. } = self.0;
-        let (batch, hidden) = dz.shape();
+        let Backward { x, w, upstream, pre, dx, dwf, dbias, .. } = self.0;
+        let (batch, hidden) = upstream.shape();
         let wide = Wide::new(x, &w)?;
+        let dz = match upstream {
+            Upstream::Dz(dz) => widen(dz)?,
+            Upstream::Projected { dy, down, .. } => project_back(dy, down)?,
+        };
+        let mut dab = match pre {
+            Some(pre) => widen(pre.view())?,
+            None => wide.pre_activations(&w)?,
+        };
         let mut sums = Matrix::<f32, Host>::host_zeros(1, 2 * hidden)?;
-        let sum_row = |sums: &mut Matrix<f32, Host>, run: &mut dyn FnMut(&mut [f32])| {
-            if let Some(row) = sums.view_mut().row_mut(0) {
-                run(row);
-            }
-        };
-        let dab = match pre {
-            Some(mut pre) => {
-                sum_row(&mut sums, &mut |row| {
-                    rows::gate_gradients(kernel, w.function(), dz, pre.view_mut(), Some(row));
-                });
-                widen(pre.view())?
-            }
-            None => {
-                let mut dab = wide.pre_activations(&w)?;
-                let dz = widen(dz)?;
-                sum_row(&mut sums, &mut |row| {
-                    rows::gate_gradients(kernel, w.function(), dz.view(), dab.view_mut(), Some(row));
-                });
-                dab
-            }
-        };
+        let mut row = sums.view_mut();
+        let row = row.row_mut(0).filter(|_| dbias.is_some());
+        rows::gate_gradients(kernel, w.function(), dz.view(), dab.view_mut(), row);
         let dgate = dab.view().sub(0..batch, 0..hidden)?.array();
         let dup = dab.view().sub(0..batch, hidden..2 * hidden)?.array();
         if let Some(dx) = dx {

@@ -247,6 +247,63 @@ impl<T: Element> Output for GateStore<'_, T> {
     }
 }
 
+/// dAB from accumulators that are dz: pre-activations become it where they are.
+pub(crate) struct CotangentStore<'a, T: Element, S: Element> {
+    pub(crate) gate: Gate,
+    /// Of pre-activations that lack theirs.
+    pub(crate) bias: Option<Bias<'a, T>>,
+    pub(crate) dgate: MatMut<'a, S, Host>,
+    pub(crate) dup: MatMut<'a, S, Host>,
+}
+
+impl<T: Element, S: Element> Output for CotangentStore<'_, T, S> {
+    fn split_rows(self, at: usize) -> (Self, Self) {
+        let Self { gate, bias, dgate, dup } = self;
+        let ((g0, g1), (u0, u1)) = (split_rows(dgate, at), split_rows(dup, at));
+        (Self { gate, bias, dgate: g0, dup: u0 }, Self { gate, bias, dgate: g1, dup: u1 })
+    }
+
+    fn split_cols(self, at: usize) -> (Self, Self) {
+        let Self { gate, bias, dgate, dup } = self;
+        let ((g0, g1), (u0, u1)) = (split_cols(dgate, at), split_cols(dup, at));
+        let (bias0, bias1) = bias.map(|bias| bias.split_cols(at)).unzip();
+        (Self { gate, bias: bias0, dgate: g0, dup: u0 }, Self { gate, bias: bias1, dgate: g1, dup: u1 })
+    }
+
+    #[inline(always)]
+    fn store<K: Kernel>(&mut self, rows: Range<usize>, cols: Range<usize>, accumulators: &[f32]) {
+        let (half, width) = (K::NR / 2, cols.len());
+        // The tile is as wide as two of the halves that a bias and a gate function take at a time.
+        for (from, to) in [(0, width.min(half)), (half, width)] {
+            if from >= to {
+                continue;
+            }
+            let cols = cols.start + from..cols.start + to;
+            let bias = load_bias(self.bias, cols.clone());
+            for (first, c) in groups::<K>(rows.clone(), accumulators) {
+                let [mut g, mut u] = [[0.0; MAX_HALF]; 2];
+                let (len, mut dz) = (c.len() / 2, [0.0; MAX_HALF]);
+                for (index, row) in (first..).take(len / half).enumerate() {
+                    let at = index * half..(index + 1) * half;
+                    dz[at.clone()].copy_from_slice(&c[index * K::NR + from..][..half]);
+                    let (g, u) = (&mut g[at.clone()], &mut u[at]);
+                    S::widen(part_ref(self.dgate.view(), row, cols.clone()), g);
+                    S::widen(part_ref(self.dup.view(), row, cols.clone()), u);
+                    if let Some([gate, up]) = &bias {
+                        add_assign(g, &gate[..half]);
+                        add_assign(u, &up[..half]);
+                    }
+                }
+                gate::gradients(self.gate, &dz[..len], &mut g[..len], &mut u[..len]);
+                for ((row, g), u) in (first..).zip(g[..len].chunks_exact(half)).zip(u.chunks_exact(half)) {
+                    put_row(g, part(&mut self.dgate, row, cols.clone()));
+                    put_row(u, part(&mut self.dup, row, cols.clone()));
+                }
+            }
+        }
+    }
+}
+
 /// dAB from pre-activations that are computed again: dz times both partial derivatives, in f32.
 pub(crate) struct GateGradientStore<'a, T: Element> {
     pub(crate) gate: Gate,

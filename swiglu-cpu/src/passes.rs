@@ -2,8 +2,8 @@
 
 use swiglu_core::ops::{Backward, Forward};
 use swiglu_core::{
-    Dims, Element, Gate, Halves, Host, Layout, MatMut, MatRef, Orientation, Out, Problem, Result, Target,
-    Tile, Weights,
+    Dims, Down, Element, Halves, Host, Layout, MatMut, MatRef, Orientation, Out, Problem, Result, Target,
+    Tile, Upstream, UpstreamKind, Weights,
 };
 
 use crate::arena::{Tasks, Workspace};
@@ -11,7 +11,7 @@ use crate::backend::Pass;
 use crate::gemm::gemm;
 use crate::grid::Grid;
 use crate::kernels::Kernel;
-use crate::output::{Bias, GateGradientStore, GateStore, Store, StorePair};
+use crate::output::{Bias, CotangentStore, GateGradientStore, GateStore, Store, StorePair};
 use crate::pack::{Along, Columns, Factor, Paired, Rows, Stacked};
 use crate::rows;
 use crate::stream::{self, Pair};
@@ -37,6 +37,15 @@ fn transposed_projections<'a, T: Element>(w: &Weights<'a, T, Host>) -> Stacked<'
     }
 }
 
+/// The down projection as the B factor of `dy . Wdown^T`.
+pub(crate) fn transposed_down<'a, T: Element>(down: &Down<'a, T, Host>) -> Factor<'a, T> {
+    let along = match down.orientation() {
+        Orientation::InOut => Along::Columns,
+        Orientation::OutIn => Along::Rows,
+    };
+    Factor { matrix: down.matrix(), along }
+}
+
 /// The two halves of a packed matrix.
 fn halves<T: Element>(packed: MatRef<'_, T, Host>) -> Result<(MatRef<'_, T, Host>, MatRef<'_, T, Host>)> {
     let (rows, cols) = packed.shape();
@@ -48,6 +57,8 @@ fn halves<T: Element>(packed: MatRef<'_, T, Host>) -> Result<(MatRef<'_, T, Host
 pub(crate) struct Grids {
     /// x . Wf: forward, and the recomputation of pre-activations.
     pub(crate) projection: Grid,
+    /// dy . Wdown^T, where dz comes from it.
+    pub(crate) dz: Option<Grid>,
     /// dAB . Wf^T.
     pub(crate) dx: Grid,
     /// X^T . dAB, or one half of its transpose.
@@ -55,12 +66,19 @@ pub(crate) struct Grids {
 }
 
 impl Grids {
-    pub(crate) fn new<K: Kernel>(dims: Dims, orientation: Orientation, tile: Tile, threads: usize) -> Self {
-        let Dims { batch: b, in_features: i, hidden: d } = dims;
+    pub(crate) fn new<K: Kernel>(problem: &Problem, threads: usize) -> Self {
+        let Dims { batch: b, in_features: i, hidden: d } = problem.dims;
+        let tile = problem.options.tile;
         Self {
             projection: Grid::new::<K, Paired<'_, f32>>(b, d, i, tile, threads),
+            dz: match problem.upstream {
+                UpstreamKind::Dz => None,
+                UpstreamKind::Projected { out_features: o, .. } => {
+                    Some(Grid::new::<K, Factor<'_, f32>>(b, d, o, tile, threads))
+                }
+            },
             dx: Grid::new::<K, Stacked<'_, f32>>(b, i, 2 * d, tile, threads),
-            dwf: match orientation {
+            dwf: match problem.orientation {
                 Orientation::InOut => Grid::new::<K, Paired<'_, f32>>(i, d, b, tile, threads),
                 Orientation::OutIn => Grid::new::<K, Factor<'_, f32>>(d, i, b, tile, threads),
             },
@@ -86,9 +104,7 @@ impl Projection {
         if few && problem.orientation == Orientation::InOut {
             return Projection::Streamed(stream::grid::<K>(batch, hidden, in_features, threads));
         }
-        Projection::Tiled(
-            Grids::new::<K>(problem.dims, problem.orientation, problem.options.tile, threads).projection,
-        )
+        Projection::Tiled(Grids::new::<K>(problem, threads).projection)
     }
 
     /// Floats that a task works in.
@@ -149,32 +165,30 @@ impl CallSpace {
 
 impl<T: Element> Pass for BackwardPass<'_, T> {
     fn run<K: Kernel>(self, kernel: K, workspace: &mut Workspace, threads: usize) -> Result<()> {
-        let Backward { problem, x, w, dz, pre, dx, dwf, dbias, .. } = self.0;
-        let tile = problem.options.tile;
-        let grids = Grids::new::<K>(problem.dims, w.orientation(), tile, threads);
+        let Backward { problem, x, w, upstream, pre, dx, dwf, dbias, .. } = self.0;
+        let grids = Grids::new::<K>(&problem, threads);
         let space = CallSpace::new(problem.dims, pre.is_some(), dbias.is_some());
         let lens = [
             if pre.is_none() { grids.projection.task_len::<K>() } else { 0 },
+            grids.dz.map_or(0, |grid| grid.task_len::<K>()),
             if dx.is_some() { grids.dx.task_len::<K>() } else { 0 },
             if dwf.is_some() { grids.dwf.task_len::<K>() } else { 0 },
         ];
         workspace.grow(threads, lens.into_iter().max().unwrap_or(0), space.len())?;
         let (tasks, floats) = workspace.parts(space.len());
         let (dab, sums) = floats.split_at_mut(space.dab);
+        let wanted = dbias.is_some().then_some(&mut *sums);
+        let cotangents = Cotangents { kernel, grids, x, w, upstream, tasks };
         let products = Products { grids, x, w, dx, dwf, tasks };
         match pre {
             Some(mut pre) => {
-                let wanted = dbias.is_some().then_some(&mut *sums);
-                rows::gate_gradients(kernel, w.function(), dz, pre.view_mut(), wanted);
+                cotangents.of_saved(pre.view_mut(), wanted)?;
                 products.run(kernel, pre.view())?;
             }
             None => {
                 let layout = Layout::dense(problem.dims.batch, 2 * problem.dims.hidden)?;
                 let mut dab = MatMut::from_slice(dab, layout)?;
-                recompute(kernel, &grids.projection, x, &w, dz, dab.view_mut(), tasks)?;
-                if dbias.is_some() {
-                    rows::column_sums(kernel, dab.view(), sums);
-                }
+                cotangents.again(dab.view_mut(), wanted)?;
                 products.run(kernel, dab.view())?;
             }
         }
@@ -187,21 +201,64 @@ impl<T: Element> Pass for BackwardPass<'_, T> {
     }
 }
 
-/// dAB from x and the weights: the forward product with the gate gradient as its epilogue.
-fn recompute<K: Kernel, T: Element>(
+/// How dAB comes to be.
+struct Cotangents<'a, K: Kernel, T: Element> {
     kernel: K,
-    grid: &Grid,
-    x: MatRef<'_, T, Host>,
-    w: &Weights<'_, T, Host>,
-    dz: MatRef<'_, T, Host>,
-    dab: MatMut<'_, f32, Host>,
-    tasks: Tasks<'_>,
-) -> Result<()> {
-    let (dgate, dup) = dab.split_cols(w.hidden())?;
-    let gate: Gate = w.function();
-    let output = GateGradientStore { gate, bias: w.bias_row().map(Bias::new), dz, dgate, dup };
-    gemm(kernel, grid, &Rows(x), &projections(w), output, tasks);
-    Ok(())
+    grids: Grids,
+    x: MatRef<'a, T, Host>,
+    w: Weights<'a, T, Host>,
+    upstream: Upstream<'a, T, Host>,
+    tasks: Tasks<'a>,
+}
+
+impl<K: Kernel, T: Element> Cotangents<'_, K, T> {
+    /// From saved pre-activations, in place; and its column sums.
+    fn of_saved(self, mut pre: MatMut<'_, T, Host>, sums: Option<&mut [f32]>) -> Result<()> {
+        let (kernel, gate) = (self.kernel, self.w.function());
+        match (self.upstream, self.grids.dz) {
+            (Upstream::Projected { dy, down, .. }, Some(grid)) => {
+                let (dgate, dup) = pre.view_mut().split_cols(self.w.hidden())?;
+                let output = CotangentStore::<T, T> { gate, bias: None, dgate, dup };
+                gemm(kernel, &grid, &Rows(dy), &transposed_down(&down), output, self.tasks);
+                column_sums(kernel, pre.view(), sums);
+            }
+            (Upstream::Dz(dz), _) => rows::gate_gradients(kernel, gate, dz, pre, sums),
+            // The grid follows from the same upstream.
+            (Upstream::Projected { .. }, None) => {}
+        }
+        Ok(())
+    }
+
+    /// From x and the weights, in f32: the projections with the gate gradient as their epilogue; or first those, and then
+    /// the product that makes dz. And its column sums.
+    fn again(self, mut dab: MatMut<'_, f32, Host>, sums: Option<&mut [f32]>) -> Result<()> {
+        let Self { kernel, grids, x, w, upstream, tasks } = self;
+        let (gate, bias) = (w.function(), w.bias_row().map(Bias::new));
+        let (dgate, dup) = dab.view_mut().split_cols(w.hidden())?;
+        match (upstream, grids.dz) {
+            (Upstream::Dz(dz), _) => {
+                let output = GateGradientStore { gate, bias, dz, dgate, dup };
+                gemm(kernel, &grids.projection, &Rows(x), &projections(&w), output, tasks);
+            }
+            (Upstream::Projected { dy, down, .. }, Some(grid)) => {
+                let output = StorePair { gate: dgate, up: dup, add: false };
+                gemm(kernel, &grids.projection, &Rows(x), &projections(&w), output, tasks);
+                let (dgate, dup) = dab.view_mut().split_cols(w.hidden())?;
+                let output = CotangentStore { gate, bias, dgate, dup };
+                gemm(kernel, &grid, &Rows(dy), &transposed_down(&down), output, tasks);
+            }
+            // As above.
+            (Upstream::Projected { .. }, None) => {}
+        }
+        column_sums(kernel, dab.view(), sums);
+        Ok(())
+    }
+}
+
+fn column_sums<K: Kernel, S: Element>(kernel: K, dab: MatRef<'_, S, Host>, sums: Option<&mut [f32]>) {
+    if let Some(sums) = sums {
+        rows::column_sums(kernel, dab, sums);
+    }
 }
 
 /// The two products of backward.

@@ -1,6 +1,8 @@
 //! What a call will do, without doing it.
 
-use swiglu_core::{Dims, Dtype, GradientKind, Orientation, Pass, Plan, Precision, Problem, Route};
+use swiglu_core::{
+    Dims, Dtype, GradientKind, Orientation, Pass, Plan, Precision, Problem, Route, UpstreamKind,
+};
 
 use crate::grid::Grid;
 use crate::isa::Isa;
@@ -46,9 +48,9 @@ impl KernelVisitor for Fused<'_> {
     type Output = Plan;
 
     fn visit<K: Kernel>(self, kernel: K) -> Plan {
-        let Problem { dims, orientation, options, gate, dtype, .. } = *self.problem;
+        let Problem { dims, orientation, gate, dtype, .. } = *self.problem;
         let kernel = kernel_name(kernel, dtype);
-        let grids = Grids::new::<K>(dims, orientation, options.tile, self.threads);
+        let grids = Grids::new::<K>(self.problem, self.threads);
         let mut launches = Vec::new();
         let mut task_len = 0;
         let mut product = |launches: &mut Vec<String>, kernel: &str, what: &str, grid: &Grid| {
@@ -69,18 +71,23 @@ impl KernelVisitor for Fused<'_> {
                 0
             }
             Pass::Backward { saved, dx, dwf, dbias } => {
-                if saved {
-                    launches.push(format!("gate gradient of {gate} in place{}", sums(dbias)));
-                } else {
-                    product(
-                        &mut launches,
-                        kernel,
-                        &format!("forward again with {gate} gradient epilogue"),
-                        &grids.projection,
-                    );
-                    if dbias.is_some() {
-                        launches.push("column sums of dAB".to_owned());
+                match (saved, grids.dz) {
+                    (true, None) => {
+                        launches.push(format!("gate gradient of {gate} in place{}", sums(dbias)));
                     }
+                    (false, None) => {
+                        let what = format!("forward again with {gate} gradient epilogue");
+                        product(&mut launches, kernel, &what, &grids.projection);
+                    }
+                    (saved, Some(grid)) => {
+                        if !saved {
+                            product(&mut launches, kernel, "pre-activations again", &grids.projection);
+                        }
+                        product(&mut launches, kernel, &format!("dz with {gate} gradient epilogue"), &grid);
+                    }
+                }
+                if dbias.is_some() && (!saved || grids.dz.is_some()) {
+                    launches.push("column sums of dAB".to_owned());
                 }
                 // dAB that was computed again is in f32.
                 let kernel = if saved { kernel } else { K::NAME };
@@ -118,6 +125,9 @@ fn composed(problem: &Problem) -> Plan {
             let mut launches = Vec::new();
             if !saved {
                 launches.extend(["sgemm gate".to_owned(), "sgemm up".to_owned()]);
+            }
+            if problem.upstream != UpstreamKind::Dz {
+                launches.push("sgemm dz".to_owned());
             }
             launches.push(format!("gate gradient of {}", problem.gate));
             if dx.is_some() {

@@ -41,6 +41,35 @@ __device__ __forceinline__ float2 load_bias(const void* bias, i64 column, bool b
     return {In::widen(from[0]), both ? In::widen(from[1]) : 0.0f};
 }
 
+// What is added to sums of product `product` first: nothing to those that are dz.
+__device__ __forceinline__ float2 bias_of_sums(const GemmParams& p, u32 product, i64 column, bool both) {
+#if PRODUCT == COTANGENTS
+    return {0.0f, 0.0f};
+#else
+    return load_bias(p.bias[product], column, both);
+#endif
+}
+
+#if PRODUCT == COTANGENTS
+// dz becomes dG, and dU beside it. Saved pre-activations have their bias; those that were computed again get it here.
+__device__ __forceinline__ void take_cotangents(const GemmParams& p, i64 row, i64 column, bool both, float2& dz,
+                                                float2& dup) {
+    float2 gate = load_pair<Out>(p.pre[0].data, row * p.pre[0].stride + column, both);
+    float2 up = load_pair<Out>(p.pre[1].data, row * p.pre[1].stride + column, both);
+    if (p.bias[0] != nullptr) {
+        float2 of_gate = load_bias(p.bias[0], column, both);
+        float2 of_up = load_bias(p.bias[1], column, both);
+        gate = {gate.x + of_gate.x, gate.y + of_gate.y};
+        up = {up.x + of_up.x, up.y + of_up.y};
+    }
+    float2 dg;
+    gate_partials(gate.x, up.x, p.alpha, p.limit, dg.x, dup.x);
+    gate_partials(gate.y, up.y, p.alpha, p.limit, dg.y, dup.y);
+    dup = {dz.x * dup.x, dz.y * dup.y};
+    dz = {dz.x * dg.x, dz.y * dg.y};
+}
+#endif
+
 // Columns `column` and, where `both`, column + 1 of one row. `product` is the number of C, of several.
 __device__ __forceinline__ void finish(const GemmParams& p, u32 product, i64 row, i64 column, bool both,
                                        const float2 (&sums)[kHalves]) {
@@ -53,6 +82,12 @@ __device__ __forceinline__ void finish(const GemmParams& p, u32 product, i64 row
         sum = {old.x + sum.x, old.y + sum.y};
     }
     store_pair<Out>(c.data, at, both, sum.x, sum.y);
+#elif PRODUCT == COTANGENTS
+    float2 dgate = sums[0];
+    float2 dup;
+    take_cotangents(p, row, column, both, dgate, dup);
+    store_pair<Out>(p.c[0].data, row * p.c[0].stride + column, both, dgate.x, dgate.y);
+    store_pair<Out>(p.c[1].data, row * p.c[1].stride + column, both, dup.x, dup.y);
 #else
     float2 gate = sums[0];
     float2 up = sums[1];

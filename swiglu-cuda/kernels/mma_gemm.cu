@@ -204,7 +204,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
         bool both = column + 1 < p.n;
         float2 bias[kHalves];
 #pragma unroll
-        for (u32 half = 0; half < kHalves; ++half) bias[half] = load_bias(p.bias[product + half], column, both);
+        for (u32 half = 0; half < kHalves; ++half) bias[half] = bias_of_sums(p, product + half, column, both);
 #pragma unroll
         for (u32 i = 0; i < kFragmentsA; ++i) {
 #pragma unroll

@@ -48,6 +48,8 @@ static_assert(sizeof(GemmParams) == 200, "src/params.rs has the same size");
 #define STORE 0
 #define GATE 1
 #define GATE_GRADIENT 2
+// Sums are dz: pre-activations in memory become their cotangents.
+#define COTANGENTS 3
 
 // What cuTensorMapEncodeTiled makes: where a matrix is, and how a box of it lies in shared memory.
 struct alignas(64) TensorMap {

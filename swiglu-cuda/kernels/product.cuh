@@ -23,4 +23,4 @@ typedef Element<DTYPE> In;
 typedef Element<OUT_F32 ? F32 : DTYPE> Out;
 
 // Products per output: gate and up side by side, in the same thread.
-constexpr u32 kHalves = PRODUCT == STORE ? 1 : 2;
+constexpr u32 kHalves = PRODUCT == GATE || PRODUCT == GATE_GRADIENT ? 2 : 1;

@@ -1,7 +1,7 @@
 // Matrix products on the plain cores: any architecture, element type, shape and stride. Sums are kept in f32, each as
 // one chain of fused multiply-adds in ascending k, so an output does not depend on the tile size.
 //
-// PRODUCT STORE, GATE or GATE_GRADIENT   DTYPE F32, F16 or BF16   GATE_FUNCTION 0 .. 5
+// PRODUCT STORE, GATE, GATE_GRADIENT or COTANGENTS   DTYPE F32, F16 or BF16   GATE_FUNCTION 0 .. 5
 // A_TRANS, B_TRANS    the operand is stored as k x m, n x k
 // OUT_F32             with STORE: c holds f32 whatever DTYPE is
 // A_VECTOR, B_VECTOR  the operand's base addresses and row strides are multiples of 16 bytes
@@ -13,8 +13,8 @@
 //   64      256       4 x 4             17408 / 34816
 //   128     256       8 x 8             16896 or 33792 / 33792
 //
-// Grid: x is ceil(m / BLOCK) * ceil(n / COLUMNS), where COLUMNS is BLOCK in a STORE and BLOCK / 2 in the others; z is
-// the number of independent products.
+// Grid: x is ceil(m / BLOCK) * ceil(n / COLUMNS), where COLUMNS is BLOCK / 2 in GATE and GATE_GRADIENT and BLOCK in the
+// others; z is the number of independent products.
 //
 // In GATE and GATE_GRADIENT the left half of a tile holds gate columns and the right half the same up columns. A thread
 // has as many of each, in both halves at the same place, so that both pre-activations of an output meet in registers.
@@ -22,7 +22,7 @@
 #include "pack.cuh"
 #include "params.cuh"
 
-constexpr bool PAIRED = PRODUCT != STORE;
+constexpr bool PAIRED = PRODUCT == GATE || PRODUCT == GATE_GRADIENT;
 constexpr int COLUMNS = PAIRED ? BLOCK / 2 : BLOCK;
 constexpr int THREADS = BLOCK == 32 ? 64 : 256;
 constexpr int OUT = OUT_F32 ? F32 : DTYPE;
@@ -30,7 +30,7 @@ constexpr int OUT = OUT_F32 ? F32 : DTYPE;
 // Elements in 16 bytes. A slab is as deep as one such access per thread and operand fills it; or two, for fewer
 // barriers, where registers are left for them.
 constexpr int VECTOR = 16 / sizeof(Element<DTYPE>::Bits);
-constexpr bool DEEP = BLOCK == 128 && DTYPE == F32 && (PRODUCT == STORE || (PRODUCT == GATE && !A_TRANS));
+constexpr bool DEEP = BLOCK == 128 && DTYPE == F32 && (!PAIRED || (PRODUCT == GATE && !A_TRANS));
 constexpr int SHARE = DEEP ? 2 * VECTOR : VECTOR;
 constexpr int BLOCK_K = THREADS * SHARE / BLOCK;
 // Keeps float4 aligned, and spreads a column of a slab over the banks.
@@ -148,6 +148,29 @@ __device__ __forceinline__ void finish(
         for (int j = 0; j < SIDE; ++j) gate[j] += old[j];
     }
     write<OUT>(at(c), gate, count, C_VECTOR);
+#elif PRODUCT == COTANGENTS
+    float g[SIDE], u[SIDE], dup[SIDE];
+    read<OUT>(g, at(p.pre[0]), count, C_VECTOR);
+    read<OUT>(u, at(p.pre[1]), count, C_VECTOR);
+    if (p.bias[0] != nullptr) {
+        float of_gate[SIDE], of_up[SIDE];
+        read<DTYPE>(of_gate, element<DTYPE>(p.bias[0], column), count, false);
+        read<DTYPE>(of_up, element<DTYPE>(p.bias[1], column), count, false);
+#pragma unroll
+        for (int j = 0; j < SIDE; ++j) {
+            g[j] += of_gate[j];
+            u[j] += of_up[j];
+        }
+    }
+#pragma unroll
+    for (int j = 0; j < SIDE; ++j) {
+        float dg, du;
+        gate_partials(g[j], u[j], p.alpha, p.limit, dg, du);
+        dup[j] = gate[j] * du;
+        gate[j] *= dg;
+    }
+    write<OUT>(at(p.c[0]), gate, count, C_VECTOR);
+    write<OUT>(at(p.c[1]), dup, count, C_VECTOR);
 #else
 #pragma unroll
     for (int j = 0; j < SIDE; ++j) {
@@ -179,8 +202,9 @@ __device__ __forceinline__ void finish(
 }
 
 // Blocks of 256 threads on an SM. Two leave 128 registers a thread, which with 8 x 8 sums are enough only where a share
-// is of few pieces; compilers for sm_70, and for the latest architectures in one product, need a few more of them.
-constexpr bool TIGHT = __CUDA_ARCH__ < 750 || (__CUDA_ARCH__ >= 1000 && PRODUCT == GATE_GRADIENT && B_TRANS);
+// is of few pieces; compilers for sm_70, those for the latest architectures in one product, and COTANGENTS need a few
+// more of them.
+constexpr bool TIGHT = __CUDA_ARCH__ < 750 || PRODUCT == COTANGENTS || (__CUDA_ARCH__ >= 1000 && PRODUCT == GATE_GRADIENT && B_TRANS);
 constexpr int RESIDENT = BLOCK < 128 || (DTYPE == F32 && A_VECTOR && B_VECTOR && C_VECTOR && !TIGHT) ? 2 : 1;
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT * 256 / THREADS)

@@ -2,7 +2,7 @@
 // well, among the warps of a block and among the blocks of a cluster. From compute capability 9.0 on; any shape and
 // stride.
 //
-// PRODUCT STORE, GATE or GATE_GRADIENT   GATE_FUNCTION 0 .. 5
+// PRODUCT STORE, GATE, GATE_GRADIENT or COTANGENTS   GATE_FUNCTION 0 .. 5
 // A_TRANS, B_TRANS    the operand is stored as k x m, n x k
 // A_VECTOR, B_VECTOR  the operand's base addresses and row strides are multiples of 16 bytes
 // C_VECTOR            so are those of c, pre and dz
@@ -45,7 +45,7 @@
 #include "params.cuh"
 #include "sm90_ptx.cuh"
 
-constexpr bool PAIRED = PRODUCT != STORE;
+constexpr bool PAIRED = PRODUCT == GATE || PRODUCT == GATE_GRADIENT;
 constexpr int ROWS = 32;
 constexpr int EDGE = 64;
 constexpr int COLUMNS = PAIRED ? EDGE / 2 : EDGE;
@@ -304,6 +304,34 @@ __device__ __forceinline__ void chains(const GemmParams& p, float (&left)[4], fl
     }
 }
 
+#if PRODUCT == COTANGENTS
+// Four sums of dz beside one another: pre-activations become their cotangents.
+__device__ __forceinline__ void take_cotangents(const GemmParams& p, const float (&dz)[4], i64 row, i64 column) {
+    auto at = [&](const Output& matrix) { return element<F32>(matrix.data, row * matrix.stride + column); };
+    i64 room = p.n - column;
+    float pre[2][4];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        read<F32>(pre[half], at(p.pre[half]), room, C_VECTOR);
+        if (p.bias[half] == nullptr) continue;
+        float bias[4];
+        read<F32>(bias, element<F32>(p.bias[half], column), room, false);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) pre[half][i] += bias[i];
+    }
+    float to[2][4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        float dg, du;
+        gate_partials(pre[0][i], pre[1][i], p.alpha, p.limit, dg, du);
+        to[0][i] = dz[i] * dg;
+        to[1][i] = dz[i] * du;
+    }
+    write<F32>(at(p.c[0]), to[0], room, C_VECTOR);
+    write<F32>(at(p.c[1]), to[1], room, C_VECTOR);
+}
+#endif
+
 // What becomes of a piece: four sums beside one another, and of those half a tile to the right: in paired products, of
 // up.
 __device__ __forceinline__ void finish(const GemmParams& p, float (&left)[4], float (&right)[4], i64 row, i64 column) {
@@ -341,6 +369,9 @@ __device__ __forceinline__ void finish(const GemmParams& p, float (&left)[4], fl
     }
     write<F32>(at(c, column), left, room, C_VECTOR);
     write<F32>(at(c, column + APART), right, room - APART, C_VECTOR);
+#elif PRODUCT == COTANGENTS
+    take_cotangents(p, left, row, column);
+    if (room > APART) take_cotangents(p, right, row, column + APART);
 #else
     float bias[2][4] = {};
 #pragma unroll

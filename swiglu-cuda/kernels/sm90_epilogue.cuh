@@ -164,6 +164,7 @@ __device__ __forceinline__ void send_sums(const TensorMap& map, const Place& pla
     }
 }
 
+#if PRODUCT != COTANGENTS
 // C by TMA, which leaves out what is not in the matrix, in steps of 16 bytes: its rows start and end at multiples.
 __device__ __forceinline__ void write_boxes(const Sm90Params& p, const Place& place, Sums& d, Boxes& boxes) {
 #if PRODUCT == STORE
@@ -184,6 +185,7 @@ __device__ __forceinline__ void write_boxes(const Sm90Params& p, const Place& pl
 #endif
 #endif
 }
+#endif
 
 // C element by element, for any alignment, and where C is added to.
 template <u32 count>

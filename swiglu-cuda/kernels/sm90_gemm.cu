@@ -36,6 +36,9 @@
 #if SLICES > 1
 #include "sm90_slices.cuh"
 #endif
+#if PRODUCT == COTANGENTS
+#include "sm90_upstream.cuh"
+#endif
 
 typedef RingCursor<kStages> Cursor;
 
@@ -90,6 +93,19 @@ __device__ __forceinline__ void copy_stage(const Sm90Params& p, const Ring& ring
     }
 }
 
+#if PRODUCT == COTANGENTS && C_BOXES
+// Into L2, for the end of the tile.
+__device__ __forceinline__ void fetch_pre_activations(const Sm90Params& p, const Tile& tile) {
+#pragma unroll
+    for (u32 half = 0; half < 2; ++half) {
+#pragma unroll 1
+        for (u32 x = 0; x < kTileN; x += kBoxColumns) {
+            for (u32 y = 0; y < kTileM; y += 64) fetch_box(p.pre[half], tile.n0 + x, tile.m0 + y);
+        }
+    }
+}
+#endif
+
 __device__ __forceinline__ void produce(const Sm90Params& p, const Ring& ring, const Order& order, u32 first,
                                         u32 step) {
     Blocks blocks(p.gemm);
@@ -100,6 +116,9 @@ __device__ __forceinline__ void produce(const Sm90Params& p, const Ring& ring, c
     for (u32 index = first; index < order.total; index += step) {
         Tile tile = order.at(index);
         Walk walk;
+#if PRODUCT == COTANGENTS && C_BOXES
+        fetch_pre_activations(p, tile);
+#endif
 #if FORM_COTANGENTS
         formed.start_tile();
 #endif
@@ -197,7 +216,9 @@ __device__ __forceinline__ void write_half(const Sm90Params& p, const Tile& tile
                                            Boxes& boxes) {
     Place place = {tile.product, tile.m0 + 64 * consumer, tile.n0 + half * kHalfColumns, boxes.lane, boxes.warp};
     if (place.column0 >= p.gemm.n) return;
-#if C_BOXES
+#if PRODUCT == COTANGENTS
+    take_upstream(p.gemm, place.row0, place.column0, d, boxes.slots, boxes.warp, boxes.lane);
+#elif C_BOXES
     write_boxes(p, place, d, boxes);
 #else
     write_pairs(p.gemm, place, d);

@@ -106,6 +106,11 @@ __device__ __forceinline__ void load_box(u32 to, const TensorMap& map, u32 barri
         : "memory");
 }
 
+// Brings a box into L2.
+__device__ __forceinline__ void fetch_box(const TensorMap& map, i32 x, i32 y) {
+    asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(&map), "r"(x), "r"(y) : "memory");
+}
+
 // What is read once may leave L2 first, and what all blocks read is to leave it last.
 __device__ __forceinline__ u64 evict_first() {
     u64 policy;

@@ -36,6 +36,9 @@
 // copy B for each other had 119 for 124: a tile needs 32 bytes a clock of L2, which it supplies.
 #include "sm90_split_config.cuh"
 #include "sm90_epilogue.cuh"
+#if PRODUCT == COTANGENTS
+#include "sm90_upstream.cuh"
+#endif
 #include "sm90_schedule.cuh"
 
 typedef RingCursor<kStages> Cursor;
@@ -185,7 +188,9 @@ __device__ __forceinline__ void consume(const Sm90Params& p, const Ring& ring, c
         Sums d = {};
         for (u32 block = 0; block < blocks; ++block) consumer.multiply_block(d, t);
         Place place = {tile.product, tile.m0 + 64 * number, tile.n0, boxes.lane, boxes.warp};
-#if C_BOXES
+#if PRODUCT == COTANGENTS
+        take_upstream(p.gemm, place.row0, place.column0, d, boxes.slots, boxes.warp, boxes.lane);
+#elif C_BOXES
         write_boxes(p, place, d, boxes);
 #else
         write_pairs(p.gemm, place, d);

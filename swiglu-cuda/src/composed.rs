@@ -6,7 +6,7 @@
 use swiglu_core::ops::{Backward, Forward};
 use swiglu_core::{
     Dims, Dtype, Element, GradientKind, Halves, MatMut, MatRef, Op, Orientation, Out, Pass, Plan, Problem,
-    Result, Tile, Weights,
+    Result, Tile, Upstream, UpstreamKind, Weights,
 };
 
 use crate::arena::Layout;
@@ -27,6 +27,8 @@ struct Needs {
     gate: GateCode,
     /// Pre-activations, where the caller has no memory for them; of no bytes where he has.
     scratch: Scratch,
+    /// dz, where it comes from dy.
+    dz: Scratch,
     sums: Option<Sums>,
     workspace_bytes: usize,
 }
@@ -40,6 +42,19 @@ struct Scratch {
     stride: usize,
 }
 
+impl Scratch {
+    /// For rows of so many columns; for none where it is not wanted.
+    fn new(wanted: bool, (rows, cols): (usize, usize), dtype: Dtype, workspace: &mut Layout) -> Self {
+        let stride = padded(cols, dtype);
+        let bytes = if wanted { rows * stride * dtype.bytes() } else { 0 };
+        Self { offset: workspace.part(bytes), stride }
+    }
+
+    fn operand(&self, call: &Call<'_>) -> Operand {
+        Operand { data: call.at(self.offset), stride: self.stride as i64 }
+    }
+}
+
 impl Needs {
     /// With `kept` pre-activations are the caller's.
     fn of(problem: &Problem, kept: bool) -> Result<Self> {
@@ -47,16 +62,16 @@ impl Needs {
         let (gate, ..) = gate_code(problem.gate)?;
         let mut workspace = Layout::default();
         let width = 2 * hidden;
-        let stride = padded(width, dtype);
-        let bytes = if kept { 0 } else { batch * stride * dtype.bytes() };
-        let scratch = Scratch { offset: workspace.part(bytes), stride };
+        let scratch = Scratch::new(!kept, (batch, width), dtype, &mut workspace);
+        let projected = problem.upstream != UpstreamKind::Dz;
+        let dz = Scratch::new(projected, (batch, hidden), dtype, &mut workspace);
         let sums = match problem.pass {
             Pass::Backward { dbias: Some(GradientKind { dtype: out, .. }), .. } => {
                 Some(Sums::new(dtype, out, batch, width, &mut workspace))
             }
             _ => None,
         };
-        Ok(Self { gate, scratch, sums, workspace_bytes: workspace.bytes() })
+        Ok(Self { gate, scratch, dz, sums, workspace_bytes: workspace.bytes() })
     }
 }
 
@@ -92,6 +107,11 @@ impl Kinds {
         ProductKind { op_b, ..self.base }
     }
 
+    /// dy times the transpose of the down projection.
+    fn upstream(self, down: Orientation) -> ProductKind {
+        Self { orientation: down, ..self }.input_gradient()
+    }
+
     /// X^T times dG or dU for `[I, 2D]` weights, the transpose of that for `[2D, I]`: the first factor is transposed
     /// either way.
     fn weight_gradient(self, out: Dtype) -> ProductKind {
@@ -121,6 +141,9 @@ pub(crate) fn describe(backend: String, problem: &Problem, facts: &Facts) -> Res
             ));
         }
         Pass::Backward { dx, dwf, .. } => {
+            if let UpstreamKind::Projected { orientation, .. } = problem.upstream {
+                launches.push(format!("{}: dz", kinds.upstream(orientation)));
+            }
             launches.push(format!("{}: pre-activations become dAB", Kernel::GateBackward { dtype, gate }));
             if dx.is_some() {
                 let product = kinds.input_gradient();
@@ -219,7 +242,7 @@ fn pre_activations<T: Element>(
 ) -> Operand {
     match kept {
         Some(pre) => Operand::write(pre),
-        None => Operand { data: call.at(needs.scratch.offset), stride: needs.scratch.stride as i64 },
+        None => needs.scratch.operand(call),
     }
 }
 
@@ -271,7 +294,7 @@ pub(crate) fn forward<T: Element>(queue: &Queue, call: Forward<'_, T, CudaMemory
 
 /// Enqueues a checked backward.
 pub(crate) fn backward<T: Element>(queue: &Queue, call: Backward<'_, T, CudaMemory>) -> Result<()> {
-    let Backward { problem, x, w, dz, pre, dx, dwf, dbias, .. } = call;
+    let Backward { problem, x, w, upstream, pre, dx, dwf, dbias, .. } = call;
     let Dims { batch, hidden, .. } = problem.dims;
     let needs = Needs::of(&problem, pre.is_some())?;
     let mut call = queue.call(needs.workspace_bytes)?;
@@ -279,7 +302,18 @@ pub(crate) fn backward<T: Element>(queue: &Queue, call: Backward<'_, T, CudaMemo
     if pre.is_none() {
         project(&mut call, &problem, x, &w, dab)?;
     }
-    let params = gate_params(&problem, &w, dab, Operand::read(dz))?;
+    let dz = match upstream {
+        Upstream::Dz(dz) => Operand::read(dz),
+        Upstream::Projected { dy, down, .. } => {
+            let c = needs.dz.operand(&call);
+            let (a, b) = (Operand::read(dy), Operand::read(down.matrix()));
+            let kind = Kinds::of(&problem).upstream(down.orientation());
+            let shape = (batch, hidden, down.out_features());
+            multiply(&mut call, &Product { kind, a, b, c, shape, add: false })?;
+            c
+        }
+    };
+    let params = gate_params(&problem, &w, dab, dz)?;
     let kernel = Kernel::GateBackward { dtype: T::DTYPE, gate: needs.gate };
     call.launch_on(kernel, params.rows, params.cols, &params)?;
     if let Some(dx) = dx {

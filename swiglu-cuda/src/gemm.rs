@@ -59,14 +59,29 @@ pub(crate) enum Product {
     Store { out: Dtype },
     /// z = h(g, u).
     Gate(GateCode),
-    /// dG and dU.
+    /// dG and dU, from sums that are g and u.
     GateGradient(GateCode),
+    /// dG and dU, from sums that are dz: pre-activations become them.
+    Cotangents(GateCode),
 }
 
 impl Product {
     /// Whether a tile accumulates gate and up columns beside each other.
     pub(crate) fn is_paired(self) -> bool {
+        matches!(self, Product::Gate(_) | Product::GateGradient(_))
+    }
+
+    /// Whether results come of a gate function.
+    pub(crate) fn has_gate(self) -> bool {
         !matches!(self, Product::Store { .. })
+    }
+
+    /// The type of C, for operands of this one.
+    pub(crate) fn out(self, dtype: Dtype) -> Dtype {
+        match self {
+            Product::Store { out } => out,
+            Product::Gate(_) | Product::GateGradient(_) | Product::Cotangents(_) => dtype,
+        }
     }
 }
 

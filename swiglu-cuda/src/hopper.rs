@@ -4,7 +4,7 @@ use swiglu_core::{Dtype, Result};
 
 use crate::decode::Decode;
 use crate::forming::Progress;
-use crate::gemm::{Gemm, Product};
+use crate::gemm::Gemm;
 use crate::kernel::{Grid, Kernel};
 use crate::params::{GemmParams, Operand, Sm90Params, TensorMap};
 use crate::queue::Call;
@@ -79,10 +79,7 @@ fn start(call: &Call<'_>, gemm: Gemm, asked: Sm90Params) -> Result<()> {
         }
         Ok(maps)
     };
-    let out = match gemm.product {
-        Product::Store { out } => out,
-        Product::Gate(_) | Product::GateGradient(_) => gemm.dtype,
-    };
+    let out = gemm.product.out(gemm.dtype);
     let outputs = |matrices| match gemm.hopper.boxes {
         true => maps(matrices, out, (m, n)),
         false => Ok([TensorMap::default(); 2]),

@@ -26,6 +26,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("sm90_slices.cuh", include_str!("../kernels/sm90_slices.cuh")),
     ("sm90_cotangents.cuh", include_str!("../kernels/sm90_cotangents.cuh")),
     ("sm90_epilogue.cuh", include_str!("../kernels/sm90_epilogue.cuh")),
+    ("sm90_upstream.cuh", include_str!("../kernels/sm90_upstream.cuh")),
     ("mma_config.cuh", include_str!("../kernels/mma_config.cuh")),
     ("mma_tile.cuh", include_str!("../kernels/mma_tile.cuh")),
 ];
@@ -332,6 +333,7 @@ fn gemm_defines(gemm: &Gemm, facts: &Facts) -> Defines {
         Product::Store { out } => (0, gemm.hopper.forms.map_or(0, |gate| gate.0), out),
         Product::Gate(gate) => (1, gate.0, gemm.dtype),
         Product::GateGradient(gate) => (2, gate.0, gemm.dtype),
+        Product::Cotangents(gate) => (3, gate.0, gemm.dtype),
     };
     let defines = Defines::default()
         .with("DTYPE", dtype_code(gemm.dtype))

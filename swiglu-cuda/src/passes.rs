@@ -1,14 +1,16 @@
 //! The op's two passes, enqueued.
 
 use swiglu_core::ops::{Backward, Forward};
-use swiglu_core::{Dims, Dtype, Element, Halves, MatMut, Orientation, Out, Result, Target, Weights};
+use swiglu_core::{
+    Dims, Dtype, Element, Halves, MatMut, Orientation, Out, Problem, Result, Target, Upstream, Weights,
+};
 
-use crate::gemm::{Family, Gemm};
+use crate::gemm::{Family, GateCode, Gemm};
 use crate::hopper;
 use crate::kernel::{Kernel, gate_code};
 use crate::memory::CudaMemory;
 use crate::params::{ColumnSumsParams, GateParams, GemmParams, Operand};
-use crate::plan::{Cotangents, Planner, Sums};
+use crate::plan::{BackwardPlan, Cotangents, Planner, Sums};
 use crate::queue::{Call, Queue};
 use crate::realign::{Room, Rounded};
 
@@ -20,7 +22,7 @@ fn launch_rounded(call: &Call<'_>, gemm: Gemm, rounded: &Rounded, params: &GemmP
 /// Starts a product whose operands are in place.
 pub(crate) fn launch_gemm(call: &Call<'_>, gemm: Gemm, params: &GemmParams) -> Result<()> {
     let products =
-        if gemm.product.is_paired() || params.segments == 2 || params.c[1] == Operand::NONE { 1 } else { 2 };
+        if gemm.product.has_gate() || params.segments == 2 || params.c[1] == Operand::NONE { 1 } else { 2 };
     if gemm.family == Family::Sm90 {
         return hopper::launch(call, gemm, products, params);
     }
@@ -114,49 +116,16 @@ pub(crate) fn backward<T: Element>(
     planner: Planner<'_>,
     call: Backward<'_, T, CudaMemory>,
 ) -> Result<()> {
-    let Backward { problem, x, w, dz, pre, dx, dwf, dbias, .. } = call;
+    let Backward { problem, x, w, upstream, pre, dx, dwf, dbias, .. } = call;
     let Dims { batch, in_features, hidden } = problem.dims;
     let plan = planner.backward(&problem)?;
     let call = queue.call(plan.workspace_bytes)?;
     let plain = plan.realigned.copy(&call, Operand::read(x), weight_operands(&w))?;
     let parts = plan.split.projected.copy(&call, plain.0, plain.1)?;
     let projected = |gemm: Gemm| if gemm.splits() { parts } else { plain };
-    let dab = match (plan.cotangents, pre) {
-        (Cotangents::Recomputed { gemm, to }, _) => {
-            let dab = Dab::in_rooms(&call, to)?;
-            let (x, weights) = projected(gemm);
-            let projection = projection((batch, x), (&w, weights))?;
-            let params = GemmParams { c: [dab.gate, dab.up], dz: Operand::read(dz), ..projection };
-            launch_rounded(&call, gemm, &plan.rounded.cotangents, &params)?;
-            dab
-        }
-        (Cotangents::Saved { gate, to }, Some(pre)) => {
-            let pre = Dab::in_place(pre, hidden)?;
-            let dab = to.map_or(Ok(pre), |rooms| Dab::in_rooms(&call, rooms))?;
-            let (_, alpha, limit) = gate_code(w.function())?;
-            let params = GateParams {
-                gate: pre.gate,
-                up: pre.up,
-                z: Operand::read(dz),
-                to_gate: dab.gate,
-                to_up: dab.up,
-                rows: batch as i64,
-                cols: hidden as i64,
-                alpha,
-                limit,
-            };
-            call.launch_on(
-                Kernel::GateBackward { dtype: T::DTYPE, gate },
-                params.rows,
-                params.cols,
-                &params,
-            )?;
-            dab
-        }
-        (Cotangents::Formed { .. }, Some(pre)) => Dab::in_place(pre, hidden)?,
-        // The plan follows from the same `pre`.
-        (Cotangents::Saved { .. } | Cotangents::Formed { .. }, None) => return Ok(()),
-    };
+    let pre = pre.map(|pre| Dab::in_place(pre, hidden)).transpose()?;
+    let forming = Forming { call: &call, plan: &plan, problem: &problem, w: &w, upstream };
+    let Some(dab) = forming.cotangents(pre, projected)? else { return Ok(()) };
     let dab_parts = match plan.split.dab {
         Some([gate, up]) => Dab { gate: gate.fill(&call, dab.gate)?, up: up.fill(&call, dab.up)? },
         None => dab,
@@ -178,10 +147,10 @@ pub(crate) fn backward<T: Element>(
         match plan.cotangents {
             Cotangents::Formed { progress } => {
                 let (_, alpha, limit) = gate_code(w.function())?;
-                let params = GemmParams { dz: Operand::read(dz), alpha, limit, ..params };
+                let params = GemmParams { dz: forming.dz(), alpha, limit, ..params };
                 hopper::launch_forming(&call, gemm, progress, &params)?;
             }
-            Cotangents::Saved { .. } | Cotangents::Recomputed { .. } => {
+            Cotangents::Saved { .. } | Cotangents::Recomputed { .. } | Cotangents::Projected { .. } => {
                 launch_rounded(&call, gemm, &plan.rounded.dx, &params)?;
             }
         }
@@ -204,6 +173,109 @@ pub(crate) fn backward<T: Element>(
         }
     }
     Ok(())
+}
+
+/// What dAB is made of.
+struct Forming<'a, T: Element> {
+    call: &'a Call<'a>,
+    plan: &'a BackwardPlan,
+    problem: &'a Problem,
+    w: &'a Weights<'a, T, CudaMemory>,
+    upstream: Upstream<'a, T, CudaMemory>,
+}
+
+impl<T: Element> Forming<'_, T> {
+    /// dz, where it is an operand.
+    fn dz(&self) -> Operand {
+        match self.upstream {
+            Upstream::Dz(dz) => Operand::read(dz),
+            Upstream::Projected { .. } => Operand::NONE,
+        }
+    }
+
+    /// Enqueues what makes dAB, but for what dX makes on its way. `pre` are saved pre-activations, and `projected` says
+    /// what a product reads for x and the weights. `None` without what the plan builds on, which comes from the same call.
+    fn cotangents(
+        &self,
+        pre: Option<Dab>,
+        projected: impl Fn(Gemm) -> (Operand, [Operand; 2]),
+    ) -> Result<Option<Dab>> {
+        let Self { call, plan, w, .. } = *self;
+        let batch = self.problem.dims.batch;
+        match (plan.cotangents, pre) {
+            (Cotangents::Recomputed { gemm, to }, _) => {
+                let dab = Dab::in_rooms(call, to)?;
+                let (x, weights) = projected(gemm);
+                let projection = projection((batch, x), (w, weights))?;
+                let params = GemmParams { c: [dab.gate, dab.up], dz: self.dz(), ..projection };
+                launch_rounded(call, gemm, &plan.rounded.cotangents, &params)?;
+                Ok(Some(dab))
+            }
+            (Cotangents::Projected { gemm, again: Some(again), to: Some(to) }, _) => {
+                let dab = Dab::in_rooms(call, to)?;
+                let (x, b) = projected(again);
+                let (a, c) = ([x; 2], [dab.gate, dab.up]);
+                let projection = projection((batch, x), (w, b))?;
+                // The bias comes with the gate gradient.
+                let bias = projection.bias;
+                let params = GemmParams { a, c, bias: [0, 0], ..projection };
+                launch_rounded(call, again, &plan.rounded.cotangents, &params)?;
+                self.project_back(gemm, (dab, bias), dab)?;
+                Ok(Some(dab))
+            }
+            (Cotangents::Projected { gemm, again: None, to }, Some(pre)) => {
+                let dab = to.map_or(Ok(pre), |rooms| Dab::in_rooms(call, rooms))?;
+                self.project_back(gemm, (pre, [0, 0]), dab)?;
+                Ok(Some(dab))
+            }
+            (Cotangents::Saved { gate, to }, Some(pre)) => {
+                let dab = to.map_or(Ok(pre), |rooms| Dab::in_rooms(call, rooms))?;
+                self.gate_gradient(gate, pre, dab)?;
+                Ok(Some(dab))
+            }
+            (Cotangents::Formed { .. }, pre) => Ok(pre),
+            (Cotangents::Saved { .. } | Cotangents::Projected { .. }, _) => Ok(None),
+        }
+    }
+
+    /// The pass over pre-activations and dz.
+    fn gate_gradient(&self, gate: GateCode, pre: Dab, dab: Dab) -> Result<()> {
+        let (_, alpha, limit) = gate_code(self.w.function())?;
+        let params = GateParams {
+            gate: pre.gate,
+            up: pre.up,
+            z: self.dz(),
+            to_gate: dab.gate,
+            to_up: dab.up,
+            rows: self.problem.dims.batch as i64,
+            cols: self.problem.dims.hidden as i64,
+            alpha,
+            limit,
+        };
+        let kernel = Kernel::GateBackward { dtype: T::DTYPE, gate };
+        self.call.launch_on(kernel, params.rows, params.cols, &params)
+    }
+
+    /// dy . Wdown^T, on whose sums pre-activations become dAB; with a bias that they lack.
+    fn project_back(&self, gemm: Gemm, (pre, bias): (Dab, [u64; 2]), dab: Dab) -> Result<()> {
+        let Upstream::Projected { dy, down, .. } = self.upstream else { return Ok(()) };
+        let (_, alpha, limit) = gate_code(self.w.function())?;
+        let params = GemmParams {
+            a: [Operand::read(dy), Operand::NONE],
+            b: [Operand::read(down.matrix()), Operand::NONE],
+            c: [dab.gate, dab.up],
+            pre: [pre.gate, pre.up],
+            bias,
+            m: self.problem.dims.batch as i64,
+            n: self.problem.dims.hidden as i64,
+            k: down.out_features() as i64,
+            alpha,
+            limit,
+            segments: 1,
+            ..GemmParams::default()
+        };
+        launch_rounded(self.call, gemm, &self.plan.rounded.dz, &params)
+    }
 }
 
 /// dWf = X^T . dAB for `[I, 2D]` weights, dAB^T . X for `[2D, I]`: two products in one launch.

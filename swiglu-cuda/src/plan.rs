@@ -11,7 +11,7 @@ mod backward;
 mod forward;
 mod product;
 
-pub(crate) use backward::{Cotangents, Sums};
+pub(crate) use backward::{BackwardPlan, Cotangents, Sums};
 pub(crate) use forward::ForwardPlan;
 pub(crate) use product::Matmul;
 

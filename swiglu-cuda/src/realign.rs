@@ -154,6 +154,12 @@ impl Rounded {
         Self { a: rooms(a, a_turned), b: rooms(b, b_turned) }
     }
 
+    /// These rooms for A and B, in whichever form; nothing is copied where there is none.
+    pub(crate) fn in_rooms(a: (Option<Room>, &'static str), b: (Option<Room>, &'static str)) -> Self {
+        let named = |(room, name): (Option<Room>, _)| [room.map(|room| (room, name)), None];
+        Self { a: named(a), b: named(b) }
+    }
+
     /// The launches, as a plan lists them.
     pub(crate) fn launches(&self) -> impl Iterator<Item = String> + use<> {
         self.a.into_iter().chain(self.b).flatten().map(|(room, name)| room.launch(name))

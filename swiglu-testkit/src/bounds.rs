@@ -11,6 +11,7 @@
 //! pre-activations  e_g = q (|x| . |Wa| + |ba|)          n = I + 2: the sum, the bias, a conversion
 //! z                E = |a| e_b + |b| e_a + e_a e_b, then u32 and u_T of z
 //! dU, dG           E_U = |dz| ((|a| + e_a) (|b'| + e_b') - |a b'|), E_G likewise with a' and b, then 3 u32
+//! dz from dy       e_dz = q |dy| . |Wdown|^T, n = O + 2: |dz| + e_dz for |dz| above, and |a| e_dz on top
 //! dX               E = q M + (1 + q) (E_G . |Wa|^T + E_U . |Wb|^T), M = |dG| . |Wa|^T + |dU| . |Wb|^T, n = 2D + 2
 //! dWf              E = q M + (1 + q) |X|^T . E_G, M = |X|^T . |dG|, n = B + 2
 //! dbias            the same with ones for X
@@ -54,7 +55,7 @@ pub enum Grade {
 pub enum Rounding {
     /// Nowhere but at outputs, and at dG and dU.
     Fused,
-    /// Wherever an intermediate goes through memory: pre-activations, the first product of dX.
+    /// Wherever an intermediate goes through memory: pre-activations, a dz that comes from dy, the first product of dX.
     Unfused,
 }
 

@@ -30,6 +30,18 @@ pub enum Keep {
     Input,
 }
 
+/// A down projection that dz comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DownCase {
+    /// O.
+    pub out_features: u16,
+    /// Orientation of the projection.
+    pub orientation: Orientation,
+    /// Elements from the end of a row of dy to the start of the next. The projection has as many where its rows are O long,
+    /// and as many as dz where they are D long.
+    pub pad: u16,
+}
+
 /// How a gradient leaves backward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct How {
@@ -116,6 +128,8 @@ pub struct Case {
     pub bias: bool,
     /// What forward keeps.
     pub keep: Keep,
+    /// Where dz comes from, when it is no operand. A forward alone has none.
+    pub down: Option<DownCase>,
     /// The gradient of x; never `wide`.
     pub dx: Option<How>,
     /// The gradient of the weights.
@@ -157,6 +171,7 @@ impl Case {
             gate: Gate::Swiglu,
             bias: false,
             keep: Keep::Nothing,
+            down: None,
             dx: None,
             dwf: None,
             dbias: None,
@@ -189,7 +204,7 @@ impl Case {
     /// The same case, forward only.
     #[must_use]
     pub const fn forward_only(mut self) -> Self {
-        (self.dx, self.dwf, self.dbias) = (None, None, None);
+        (self.dx, self.dwf, self.dbias, self.down) = (None, None, None, None);
         self
     }
 

@@ -30,6 +30,8 @@ pub struct Config {
     pub composed: Rounding,
     /// Whether pre-activations that backward computes again are rounded to the element type.
     pub rounds_recomputed: bool,
+    /// Whether they are, before their bias, where dz comes from dy.
+    pub rounds_recomputed_projected: bool,
     /// Element types whose kernels turn subnormals into 0.
     pub flushes: &'static [Dtype],
     /// Relative error of the gate functions, in units of 2^-24.
@@ -64,6 +66,7 @@ impl Config {
             fused: Rounding::Fused,
             composed: Rounding::Unfused,
             rounds_recomputed: false,
+            rounds_recomputed_projected: false,
             flushes: &[],
             gate_units: 8.0,
             watch_factor: 1.0,
@@ -84,6 +87,7 @@ impl Config {
             batch_invariant: false,
             hidden_invariant: false,
             stride_invariant: false,
+            rounds_recomputed_projected: true,
             ..Self::cpu(package, file)
         }
     }

@@ -5,7 +5,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use swiglu_core::{Dtype, Element};
 
-use crate::case::{Case, Data};
+use crate::case::{Case, Data, DownCase};
 use crate::oracle::{Operands, Real};
 use crate::part::column_halves;
 
@@ -20,8 +20,10 @@ pub struct Inputs<T> {
     pub up_weights: Array2<T>,
     /// ba and bb, `[1, D]` each.
     pub bias: Option<(Array2<T>, Array2<T>)>,
-    /// `[B, D]`.
+    /// `[B, D]`; not used where it comes from dy.
     pub dz: Array2<T>,
+    /// dy `[B, O]`, and the down projection as `[D, O]`.
+    pub projected: Option<(Array2<T>, Array2<T>)>,
 }
 
 /// What an array of a case is for. Each has a random stream of its own, so that they do not shift with the shape.
@@ -33,6 +35,8 @@ enum Role {
     Bias,
     Dz,
     Old,
+    Dy,
+    Down,
 }
 
 /// Random numbers of one role.
@@ -116,16 +120,22 @@ fn draw(case: &Case, role: Role, (rows, cols): (usize, usize)) -> Real {
     let fan = (case.in_features.max(1) as f64).sqrt();
     let scale = match role {
         Role::GateWeights | Role::UpWeights => scales.weights / fan,
-        Role::X | Role::Bias | Role::Dz | Role::Old => 1.0,
+        Role::Down => 1.0 / (cols.max(1) as f64).sqrt(),
+        Role::X | Role::Bias | Role::Dz | Role::Dy | Role::Old => 1.0,
     };
-    let per_row = matches!(role, Role::X | Role::Dz);
+    let per_row = matches!(role, Role::X | Role::Dz | Role::Dy);
     let mut a = Real::zeros((rows, cols));
     match case.data {
         Data::Normal => a.mapv_inplace(|_| scale * draws.normal()),
         Data::Uniform => a.mapv_inplace(|_| scale * 1.7 * draws.signed()),
         Data::LogUniform => {
             // Gradients multiply three factors where pre-activations multiply two.
-            let reach = scales.exponents * if role == Role::Dz { 0.5 } else { 1.0 };
+            let share = match role {
+                Role::Dz => 0.5,
+                Role::Dy | Role::Down => 0.25,
+                _ => 1.0,
+            };
+            let reach = scales.exponents * share;
             a.mapv_inplace(|_| draws.signed().signum() * (reach * draws.signed()).exp2());
         }
         Data::Sparse => {
@@ -161,7 +171,7 @@ fn draw(case: &Case, role: Role, (rows, cols): (usize, usize)) -> Real {
                 let scale = match role {
                     Role::X => 2f64.powi(draws.below(4) as i32 - 2),
                     Role::GateWeights | Role::UpWeights | Role::Bias => shift,
-                    Role::Dz | Role::Old => 1.0,
+                    Role::Dz | Role::Dy | Role::Down | Role::Old => 1.0,
                 };
                 row.mapv_inplace(|_| scale * draws.small_integer());
             }
@@ -185,6 +195,10 @@ impl<T: Element> Inputs<T> {
             up_weights: half(Role::UpWeights),
             bias,
             dz: narrow(&draw(case, Role::Dz, (b, d))),
+            projected: case.down.map(|DownCase { out_features, .. }| {
+                let o = usize::from(out_features);
+                (narrow(&draw(case, Role::Dy, (b, o))), narrow(&draw(case, Role::Down, (d, o))))
+            }),
         }
     }
 

@@ -21,7 +21,7 @@ mod report;
 mod suite;
 
 pub use bits::{Bits, Value};
-pub use case::{Case, Data, How, Keep, Packing, Pads, ParseCaseError, Pass, Space, cases};
+pub use case::{Case, Data, DownCase, How, Keep, Packing, Pads, ParseCaseError, Pass, Space, cases};
 pub use config::Config;
 pub use data::{Inputs, real};
 pub use fake::{Fake, FakeBlock, FakeMemory, FakePtr, Fault, Slip};

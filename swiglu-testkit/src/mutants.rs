@@ -122,7 +122,7 @@ pub fn kills<B: Complete>(backend: &B, cases: &[Case], enough: usize) -> Vec<Kil
             break;
         }
         if let Err(failure) = check.run(backend, &config, 1, 0) {
-            kills.push(Kill { check, case: failure.case, message: failure.message });
+            kills.push(Kill { check, case: failure.case.map(|case| *case), message: failure.message });
             break;
         }
     }

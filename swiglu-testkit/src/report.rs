@@ -110,8 +110,8 @@ impl fmt::Display for Report {
 pub struct Failure {
     /// What is wrong, with the numbers.
     pub message: String,
-    /// In which case.
-    pub case: Option<Case>,
+    /// In which case. Boxed: a case is large, and every result has room for one.
+    pub case: Option<Box<Case>>,
     /// The command that shows it again; empty until the suite fills it in.
     pub reproducer: String,
 }
@@ -125,7 +125,7 @@ impl Failure {
     /// The same, in a case.
     #[must_use]
     pub fn of_case(mut self, case: &Case) -> Self {
-        self.case = self.case.or(Some(*case));
+        self.case = self.case.or_else(|| Some(Box::new(*case)));
         self
     }
 

@@ -126,7 +126,7 @@ impl Check {
 
     /// The failure with the command that shows it again, for a test of this name.
     fn with_reproducer(self, failure: Failure, config: &Config, test: &str, seed: u64) -> Failure {
-        let case = failure.case.as_ref().filter(|_| self.takes_cases());
+        let case = failure.case.as_deref().filter(|_| self.takes_cases());
         let seed = if case.is_none() && seed != 0 { format!("SWIGLU_SEED={seed} ") } else { String::new() };
         Failure { reproducer: seed + &config.reproducer(test, case), ..failure }
     }

@@ -92,6 +92,8 @@ pub(crate) enum Op {
     Backward,
     /// The forward that keeps its pre-activations, and both gradients.
     Step,
+    /// With a down projection back to in_features: forward, and forward and backward.
+    Mlp,
     /// Forward of a few rows, which is bound by reading the weights; in a CUDA graph.
     Decode,
     /// f32, strictly and through TF32: forward and step.
@@ -109,20 +111,32 @@ pub(crate) enum Pass {
     Dx,
     Backward,
     Step,
+    Mlp,
+    MlpStep,
 }
 
 impl Pass {
     /// Whether the projections are part of it.
     pub(crate) fn projects(self) -> bool {
-        matches!(self, Self::Forward | Self::Save | Self::Step)
+        matches!(self, Self::Forward | Self::Save | Self::Step | Self::Mlp | Self::MlpStep)
     }
 
     pub(crate) fn has_dx(self) -> bool {
-        matches!(self, Self::Dx | Self::Backward | Self::Step)
+        matches!(self, Self::Dx | Self::Backward | Self::Step | Self::MlpStep)
     }
 
     pub(crate) fn has_dwf(self) -> bool {
-        matches!(self, Self::Backward | Self::Step)
+        matches!(self, Self::Backward | Self::Step | Self::MlpStep)
+    }
+
+    /// Whether a down projection is part of it.
+    pub(crate) fn has_down(self) -> bool {
+        matches!(self, Self::Mlp | Self::MlpStep)
+    }
+
+    /// Whether pre-activations are kept.
+    pub(crate) fn saves(self) -> bool {
+        !matches!(self, Self::Forward | Self::Mlp)
     }
 
     /// Whether it uses up what an earlier forward left.
@@ -130,9 +144,11 @@ impl Pass {
         matches!(self, Self::Dx | Self::Backward)
     }
 
-    /// Products of `4 * B * I * D` operations.
-    pub(crate) fn products(self) -> usize {
-        [self.projects(), self.has_dx(), self.has_dwf()].into_iter().filter(|&part| part).count()
+    /// Products of `4 * B * I * D` operations; one with the down projection is half of such.
+    pub(crate) fn products(self) -> f64 {
+        let parts = [self.projects(), self.has_dx(), self.has_dwf()];
+        let products = parts.into_iter().filter(|&part| part).count() as f64;
+        if self.has_down() { 1.5 * products } else { products }
     }
 }
 
@@ -165,15 +181,17 @@ fn as_debug<S: Serializer>(value: &impl fmt::Debug, serializer: S) -> Result<S::
 
 impl Job {
     pub(crate) fn flops(&self) -> f64 {
-        self.pass.products() as f64 * self.shape.flops()
+        self.pass.products() * self.shape.flops()
     }
 
     /// Bytes that a call cannot do without reading or writing.
     pub(crate) fn bytes(&self) -> f64 {
         let (x, wf, z) = (self.shape.input(), self.shape.weights(), self.shape.output());
-        let pre = if self.pass == Pass::Forward { 0 } else { 2 * z };
+        let pre = if self.pass.saves() { 2 * z } else { 0 };
+        // y, and half as many weights once more.
+        let down = if self.pass.has_down() { x + wf / 2 } else { 0 };
         let gradients = if self.pass.has_dx() { x } else { 0 } + if self.pass.has_dwf() { x + wf } else { 0 };
-        ((x + wf + z + pre + gradients) * self.dtype.bytes()) as f64
+        ((x + wf + z + pre + down + gradients) * self.dtype.bytes()) as f64
     }
 
     /// Whether it is bound by memory, and so compared with the bandwidth of a copy.
@@ -203,6 +221,8 @@ impl Job {
             (_, Pass::Dx) => "dX",
             (_, Pass::Backward) => "dX and dWf",
             (_, Pass::Step) => "forward and backward",
+            (_, Pass::Mlp) => "MLP",
+            (_, Pass::MlpStep) => "MLP, forward and backward",
         };
         let graph = if self.graph { ", CUDA graph" } else { "" };
         format!("{pass}, {}, {}{graph}", self.kind(), self.weights())
@@ -298,6 +318,10 @@ impl Selection {
             Op::Dx => on_shapes(Job { pass: Pass::Dx, ..base }).collect(),
             Op::Backward => on_shapes(Job { pass: Pass::Backward, ..base }).collect(),
             Op::Step => on_shapes(Job { pass: Pass::Step, ..base }).collect(),
+            Op::Mlp => {
+                let passes = [Pass::Mlp, Pass::MlpStep].into_iter();
+                passes.flat_map(|pass| on_shapes(Job { pass, ..base })).collect()
+            }
             Op::Decode => {
                 let shapes = DECODE.map(|batch| Shape::new(batch, 4096, 14336));
                 shapes.map(|shape| Job { shape, graph: true, ..base }).to_vec()
@@ -370,9 +394,10 @@ mod tests {
     fn operations_and_bytes_are_those_of_the_products() {
         let base = selection(&[Op::Forward]).jobs()[0];
         let flops = 4.0 * 8192.0 * 4096.0 * 14336.0;
-        let products = [Pass::Forward, Pass::Save, Pass::Dx, Pass::Backward, Pass::Step]
-            .map(|pass| (Job { pass, ..base }).flops() / flops);
-        assert_eq!(products, [1.0, 1.0, 1.0, 2.0, 3.0]);
+        let passes =
+            [Pass::Forward, Pass::Save, Pass::Dx, Pass::Backward, Pass::Step, Pass::Mlp, Pass::MlpStep];
+        let products = passes.map(|pass| (Job { pass, ..base }).flops() / flops);
+        assert_eq!(products, [1.0, 1.0, 1.0, 2.0, 3.0, 1.5, 4.5]);
         let decode = selection(&[Op::Decode]).jobs()[0];
         assert_eq!(decode.bytes(), 2.0 * (4096.0 + 2.0 * 4096.0 * 14336.0 + 14336.0));
     }

@@ -8,7 +8,7 @@ use swiglu_cuda::{Cuda, Graph};
 
 use crate::error::Result;
 use crate::gpu::{Gpu, Span};
-use crate::job::{Job, Pass};
+use crate::job::Job;
 use crate::stats::Spread;
 use crate::workload::{Contender, Workload};
 
@@ -128,7 +128,7 @@ where
     Cuda: SwiGLU<T>,
 {
     let kind = Some(GradientKind { dtype: T::DTYPE, add: false });
-    let forward = CorePass::Forward { save: job.pass != Pass::Forward };
+    let forward = CorePass::Forward { save: job.pass.saves() };
     let dwf = if job.pass.has_dwf() { kind } else { None };
     let backward = CorePass::Backward { saved: true, dx: kind, dwf, dbias: None };
     let passes = [(job.pass.projects(), forward), (job.pass.has_dx(), backward)];
@@ -136,7 +136,10 @@ where
     let dims: Dims = job.shape.dims();
     let mut launches = Vec::new();
     for (_, pass) in passes.into_iter().filter(|(wanted, _)| *wanted) {
-        let problem = Problem::dense(pass, T::DTYPE, dims, job.orientation, options);
+        let mut problem = Problem::dense(pass, T::DTYPE, dims, job.orientation, options);
+        if job.pass.has_down() && pass == backward {
+            problem = problem.projected(dims.in_features, job.orientation);
+        }
         launches.extend(SwiGLU::<T>::plan(cuda, &problem)?.launches);
     }
     Ok(launches)

@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 use swiglu_core::{
-    Backend, Dense, Element, Gate, Gradients, MatMut, MatRef, Matrix, Op, Options, Orientation, Out,
-    Precision, Save, Saved, SwiGLU, Target, Weights,
+    Backend, Dense, Down, Element, Gate, Gradients, MatMut, MatRef, Matrix, Op, Options, Orientation, Out,
+    Precision, Save, Saved, SwiGLU, Target, Upstream, Weights,
 };
 use swiglu_cuda::{Cuda, CudaMemory};
 
@@ -58,6 +58,16 @@ struct Set<T: Element> {
     saved: Saved<T, CudaMemory>,
     dx: Matrix<T, CudaMemory>,
     dwf: Matrix<T, CudaMemory>,
+    down: Option<DownSet<T>>,
+}
+
+/// What a down projection adds, in the orientation of the weights, with as many outputs as inputs. The baselines keep dz
+/// in memory.
+struct DownSet<T: Element> {
+    w: Matrix<T, CudaMemory>,
+    dy: Matrix<T, CudaMemory>,
+    y: Matrix<T, CudaMemory>,
+    dw: Matrix<T, CudaMemory>,
 }
 
 /// Least and most sets that calls take in turn.
@@ -92,7 +102,9 @@ where
         let (batch, inputs, hidden) = (shape.batch, shape.in_features, shape.hidden);
         let (noise, weight_noise) =
             (Noise::new(cuda, 1.0)?, Noise::new(cuda, (inputs as f32).sqrt().recip())?);
+        let down_noise = Noise::new(cuda, (hidden as f32).sqrt().recip())?;
         let (wf_rows, wf_cols) = job.orientation.packed_shape(inputs, hidden);
+        let (down_rows, down_cols) = job.orientation.half_shape(hidden, inputs);
         let sets = (0..sets(job, gpu.l2_bytes, gpu.free_bytes()?))
             .map(|_| -> Result<Set<T>> {
                 Ok(Set {
@@ -104,6 +116,15 @@ where
                     saved: cuda.saved(Save::PreActivations, batch, hidden)?,
                     dx: cuda.zeros(batch, inputs)?,
                     dwf: cuda.zeros(wf_rows, wf_cols)?,
+                    down: match job.pass.has_down() {
+                        true => Some(DownSet {
+                            w: down_noise.matrix(cuda, down_rows, down_cols)?,
+                            dy: noise.matrix(cuda, batch, inputs)?,
+                            y: cuda.zeros(batch, inputs)?,
+                            dw: cuda.zeros(down_rows, down_cols)?,
+                        }),
+                        false => None,
+                    },
                 })
             })
             .collect::<Result<_>>()?;
@@ -150,17 +171,30 @@ where
 
     fn fused(&mut self, set: usize) -> Result<()> {
         let (cuda, options, pass) = (&self.gpu.cuda, self.options, self.pass);
-        let Set { x, wf, dz, z, saved, dx, dwf, .. } = &mut self.sets[set];
+        let Set { x, wf, dz, z, saved, dx, dwf, down, .. } = &mut self.sets[set];
         let (x, w) = (x.view(), Weights::packed(wf.view(), self.orientation)?);
-        match pass {
-            Pass::Forward => cuda.forward_into(x, w, z.view_mut(), options)?,
-            Pass::Save | Pass::Step => cuda.forward_train_into(x, w, z.view_mut(), saved, options)?,
-            Pass::Dx | Pass::Backward => {}
+        match (pass.projects(), pass.saves()) {
+            (true, true) => cuda.forward_train_into(x, w, z.view_mut(), saved, options)?,
+            (true, false) => cuda.forward_into(x, w, z.view_mut(), options)?,
+            (false, _) => {}
+        }
+        let mut upstream = Upstream::from(dz.view());
+        if let Some(DownSet { w, dy, y, .. }) = down {
+            let down = Down::new(w.view(), self.orientation);
+            cuda.matmul((z.view(), Op::N), (down.matrix(), down.op()), Target::write(y))?;
+            upstream = Upstream::projected(dy.view(), down)?;
         }
         if pass.has_dx() {
             let gradients = Gradients::new().dx(Out::write(dx));
             let gradients = if pass.has_dwf() { gradients.dwf(Target::write(dwf)) } else { gradients };
-            cuda.backward(x, w, dz.view(), saved, gradients, options)?;
+            cuda.backward(x, w, upstream, saved, gradients, options)?;
+        }
+        if let (Some(DownSet { dy, dw, .. }), true) = (down, pass.has_dwf()) {
+            let (a, b) = match self.orientation {
+                Orientation::InOut => (z.view(), dy.view()),
+                Orientation::OutIn => (dy.view(), z.view()),
+            };
+            cuda.matmul((a, Op::T), (b, Op::N), Target::write(dw))?;
         }
         Ok(())
     }
@@ -168,13 +202,14 @@ where
     /// One product for both halves, with the elementwise kernels or without.
     fn packed(&mut self, set: usize, elementwise: bool) -> Result<()> {
         let (cuda, pass, products) = (&self.gpu.cuda, self.pass, self.products());
-        let Set { x, wf, dz, z, pre, dx, dwf, .. } = &mut self.sets[set];
+        let Set { x, wf, dz, z, pre, dx, dwf, down, .. } = &mut self.sets[set];
         if pass.projects() {
             products.project(x.view(), wf.view(), pre.view_mut())?;
             if elementwise {
                 cuda.gate(Gate::Swiglu, pre.view(), z.view_mut())?;
             }
         }
+        products.down(pass, down, z.view(), dz.view_mut())?;
         if pass.has_dx() {
             if elementwise {
                 cuda.gate_backward(Gate::Swiglu, dz.view(), pre.view_mut())?;
@@ -190,7 +225,7 @@ where
     /// A product for each half.
     fn linears(&mut self, set: usize) -> Result<()> {
         let (cuda, pass, products) = (&self.gpu.cuda, self.pass, self.products());
-        let Set { x, wf, dz, z, pre, dx, dwf, .. } = &mut self.sets[set];
+        let Set { x, wf, dz, z, pre, dx, dwf, down, .. } = &mut self.sets[set];
         let (x, w) = (x.view(), Weights::packed(wf.view(), self.orientation)?);
         let (hidden, halves) = (w.hidden(), [w.gate_weights(), w.up_weights()]);
         if pass.projects() {
@@ -200,6 +235,7 @@ where
             }
             cuda.gate(Gate::Swiglu, pre.view(), z.view_mut())?;
         }
+        products.down(pass, down, z.view(), dz.view_mut())?;
         if !pass.has_dx() {
             return Ok(());
         }
@@ -243,7 +279,8 @@ where
         let (gpu, pass) = (self.gpu, self.pass);
         let set = &mut self.sets[0];
         // Or a call that writes nothing would have the results of the one before.
-        for result in [&mut set.z, &mut set.dx, &mut set.dwf] {
+        let down = set.down.iter_mut().flat_map(|down| [&mut down.y, &mut down.dw]);
+        for result in [&mut set.z, &mut set.dx, &mut set.dwf].into_iter().chain(down) {
             self.noise.fill(&gpu.cuda, result)?;
         }
         self.prepare(contender, 0)?;
@@ -268,6 +305,12 @@ where
         }
         if pass.has_dwf() {
             take(set.dwf.view())?;
+        }
+        if let Some(DownSet { y, dw, .. }) = &set.down {
+            take(y.view())?;
+            if pass.has_dwf() {
+                take(dw.view())?;
+            }
         }
         Ok(rows)
     }
@@ -294,6 +337,25 @@ impl Products<'_> {
         };
         let precision = self.precision;
         self.gpu.multiply(Product { a: (x, Op::N), b: (w, op), c: pre, add: false, precision })
+    }
+
+    /// y = z . Wdown; in a step dz = dy . Wdown^T and dWdown = z^T . dy.
+    fn down<T: Element>(
+        &self,
+        pass: Pass,
+        down: &mut Option<DownSet<T>>,
+        z: MatRef<'_, T, CudaMemory>,
+        dz: MatMut<'_, T, CudaMemory>,
+    ) -> Result<()> {
+        let Some(DownSet { w, dy, y, dw }) = down else { return Ok(()) };
+        self.project(z, w.view(), y.view_mut())?;
+        if pass.has_dx() {
+            self.input_gradient(dy.view(), w.view(), dz, false)?;
+        }
+        if pass.has_dwf() {
+            self.weight_gradient(z, dy.view(), dw.view_mut())?;
+        }
+        Ok(())
     }
 
     /// dX = dAB . W^T, or added.
@@ -337,8 +399,9 @@ fn sets(job: &Job, l2_bytes: usize, free_bytes: usize) -> usize {
     let seconds = (job.flops() / 1e15).max(job.bytes() / 4e12);
     let for_l2 = (2 * l2_bytes).div_ceil((shape.input() + shape.weights()) * bytes);
     let wanted = for_l2.max((ROUND_SECONDS / seconds) as usize).clamp(SETS[0], SETS[1]);
-    // x and dX, Wf and dWf, z and dz, and pre-activations twice.
-    let bytes_of_set = 2 * (shape.input() + shape.weights() + 3 * shape.output()) * bytes;
+    // x and dX, Wf and dWf, z and dz, and pre-activations twice; dy and y, and half as many weights and gradients.
+    let down = if job.pass.has_down() { 2 * shape.input() + shape.weights() } else { 0 };
+    let bytes_of_set = (2 * (shape.input() + shape.weights() + 3 * shape.output()) + down) * bytes;
     wanted.min(free_bytes / 2 / bytes_of_set).max(1)
 }
 

@@ -1,17 +1,17 @@
 //! The plan of a backward: where dAB comes from, and the products and sums that read it.
 
-use swiglu_core::{Dims, Dtype, GradientKind, Orientation, Pass, Problem, Result};
+use swiglu_core::{Dims, Dtype, GradientKind, Orientation, Pass, Problem, Result, UpstreamKind};
 
 use super::forward::{GATE_WEIGHTS, UP_WEIGHTS, X, rounded_projection};
 use super::product::Wanted;
-use super::{Planner, VECTOR, halves};
+use super::{Planner, VECTOR, halves, inputs};
 use crate::arena::Layout;
 use crate::forming::{PAYS_FROM, Progress};
 use crate::gemm::{Family, GateCode, Gemm, Hopper, Product};
 use crate::kernel::{Kernel, gate_code};
 use crate::notes::Notes;
 use crate::params::{ColumnSumsParams, Operand};
-use crate::realign::{Realigned, Room, Rounded};
+use crate::realign::{Named, Realigned, Room, Rounded};
 
 impl Planner<'_> {
     /// The kernels of a backward.
@@ -39,7 +39,19 @@ impl Planner<'_> {
         let mut rooms = || [(); 2].map(|()| Room::new((batch, hidden), dtype, &mut workspace));
         let in_place = halves(accesses.pre, hidden, dtype);
         let multiplied = dx.is_some() || dwf.is_some();
-        let (cotangents, dab) = if saved && realigns && multiplied && in_place < VECTOR {
+        let apart = saved && realigns && multiplied && in_place < VECTOR;
+        let (cotangents, dab) = if let UpstreamKind::Projected { out_features, orientation } =
+            problem.upstream
+        {
+            let to = (apart || !saved).then(&mut rooms);
+            let dab = if to.is_some() { VECTOR } else { in_place };
+            let projected = (out_features, orientation);
+            // Saved ones are read where they are, wherever dAB goes.
+            let both = if saved { in_place.min(dab) } else { dab };
+            let gemm = self.product_of_dz(&problem, projected, Product::Cotangents(gate), both, &mut notes);
+            let again = (!saved).then(|| self.pre_activations_again(&problem, &mut notes));
+            (Cotangents::Projected { gemm, again, to }, dab)
+        } else if apart {
             (Cotangents::Saved { gate, to: Some(rooms()) }, VECTOR)
         } else if saved {
             (Cotangents::Saved { gate, to: None }, in_place)
@@ -108,6 +120,60 @@ impl Planner<'_> {
         Ok(BackwardPlan { realigned, cotangents, split, rounded, dx, dwf, sums, workspace_bytes, notes })
     }
 
+    /// dy . Wdown^T, with the gate gradient on its sums, of pre-activations whose rows have this alignment.
+    fn product_of_dz(
+        &self,
+        problem: &Problem,
+        (out_features, orientation): (usize, Orientation),
+        product: Product,
+        outputs: u32,
+        notes: &mut Notes,
+    ) -> Gemm {
+        let Dims { batch, hidden, .. } = problem.dims;
+        let align = problem.accesses.dy.align.min(problem.accesses.down.align);
+        let wanted = Wanted {
+            dtype: problem.dtype,
+            precision: problem.options.precision,
+            tile: problem.options.tile,
+            product,
+            a_trans: false,
+            b_trans: orientation == Orientation::InOut,
+            shape: (batch, hidden),
+            k: out_features,
+            segments: 1,
+            add: false,
+            depth: 1,
+            saves: false,
+            inputs: if self.realigns(problem) { VECTOR } else { align },
+            outputs,
+            room: true,
+        };
+        self.analytic(&wanted, notes)
+    }
+
+    /// Both projections, into the workspace.
+    fn pre_activations_again(&self, problem: &Problem, notes: &mut Notes) -> Gemm {
+        let Dims { batch, in_features, hidden } = problem.dims;
+        let wanted = Wanted {
+            dtype: problem.dtype,
+            precision: problem.options.precision,
+            tile: problem.options.tile,
+            product: Product::Store { out: problem.dtype },
+            a_trans: false,
+            b_trans: problem.orientation == Orientation::OutIn,
+            shape: (batch, hidden),
+            k: in_features,
+            segments: 1,
+            add: false,
+            depth: 2,
+            saves: false,
+            inputs: inputs(problem),
+            outputs: VECTOR,
+            room: true,
+        };
+        self.gemm(&wanted, notes)
+    }
+
     /// Whether dX forms the cotangents that it reads, whose rows have this alignment. Each of its blocks forms as much, so
     /// there have to be enough: with tiles for 24 of 132 multiprocessors it takes 0.073 ms, and 0.065 with a pass of its own
     /// (2048, 768, 2048).
@@ -132,15 +198,19 @@ pub(crate) enum Cotangents {
     Saved { gate: GateCode, to: Option<[Room; 2]> },
     /// Saved pre-activations become it in place, within dX.
     Formed { progress: Progress },
+    /// dy . Wdown^T, with the gate gradient as its epilogue: over saved pre-activations, in place or into the workspace, or
+    /// over those that `again` has left there.
+    Projected { gemm: Gemm, again: Option<Gemm>, to: Option<[Room; 2]> },
     /// The projections once more, with the gate gradient as their epilogue, into the workspace.
     Recomputed { gemm: Gemm, to: [Room; 2] },
 }
 
 impl Cotangents {
-    /// The product that recomputes them.
+    /// The product that computes the projections again.
     fn gemm(&self) -> Option<Gemm> {
         match *self {
             Cotangents::Recomputed { gemm, .. } => Some(gemm),
+            Cotangents::Projected { again, .. } => again,
             Cotangents::Saved { .. } | Cotangents::Formed { .. } => None,
         }
     }
@@ -181,6 +251,8 @@ impl SplitOperands {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct RoundedOperands {
     pub(crate) cotangents: Rounded,
+    /// For any type: what the product that makes dz reads, in the form that it takes.
+    pub(crate) dz: Rounded,
     pub(crate) dx: Rounded,
     pub(crate) dwf: Rounded,
 }
@@ -209,16 +281,49 @@ impl RoundedOperands {
             bytes = bytes.max(own.bytes());
             rounded
         };
-        let rounded = Self {
+        let mut rounded = Self {
             cotangents: room(cotangents.gemm(), &|own| rounded_projection(problem, own)),
+            dz: Rounded::default(),
             dx: room(dx, &|own| Rounded::new((&dab, false), (&weights, out_in), own)),
             dwf: room(dwf, &|own| match problem.orientation {
                 Orientation::InOut => Rounded::new((&x, true), (&dab, true), own),
                 Orientation::OutIn => Rounded::new((&dab, true), (&x, true), own),
             }),
         };
+        if let (Cotangents::Projected { gemm, .. }, UpstreamKind::Projected { out_features, orientation }) =
+            (cotangents, problem.upstream)
+        {
+            let mut own = workspace;
+            rounded.dz = operands_of_dz(problem, gemm, (out_features, orientation), &mut own);
+            bytes = bytes.max(own.bytes());
+        }
         (rounded, bytes)
     }
+}
+
+/// Room for dy and the down projection, in the form that a product of them reads: in parts, rounded, or with aligned rows.
+fn operands_of_dz(
+    problem: &Problem,
+    gemm: Gemm,
+    (out_features, orientation): (usize, Orientation),
+    workspace: &mut Layout,
+) -> Rounded {
+    let Dims { batch, hidden, .. } = problem.dims;
+    let dy: Named = ("dy", (batch, out_features));
+    let down: Named = ("down projection", orientation.half_shape(hidden, out_features));
+    if gemm.rounds() {
+        return Rounded::new((&[dy], false), (&[down], orientation == Orientation::OutIn), workspace);
+    }
+    let mut room = |(name, shape): Named, align: u32| {
+        let unaligned = matches!(gemm.family, Family::Mma | Family::Sm90) && align < VECTOR;
+        let room = if gemm.splits() {
+            Some(Room::parts(shape, workspace))
+        } else {
+            unaligned.then(|| Room::new(shape, problem.dtype, workspace))
+        };
+        (room, name)
+    };
+    Rounded::in_rooms(room(dy, problem.accesses.dy.align), room(down, problem.accesses.down.align))
 }
 
 /// Column sums in two stages: within chunks of rows, and over the chunks. Chunks depend on the number of rows alone.
@@ -288,6 +393,13 @@ impl BackwardPlan {
             Cotangents::Saved { gate, .. } => {
                 let kernel = Kernel::GateBackward { dtype: problem.dtype, gate };
                 launches.push(format!("{kernel}: saved pre-activations become dAB"));
+                "dX"
+            }
+            Cotangents::Projected { gemm, again, .. } => {
+                launches.extend(self.rounded.cotangents.launches());
+                launches.extend(again.map(|again| format!("{again}: pre-activations of both projections")));
+                launches.extend(self.rounded.dz.launches());
+                launches.push(format!("{gemm}: dAB from pre-activations and dz"));
                 "dX"
             }
             Cotangents::Formed { .. } => "saved pre-activations become dAB, and dX",

@@ -75,10 +75,8 @@ impl Wanted {
 
     fn hopper(&self) -> Hopper {
         let (m, n) = self.shape;
-        let (columns, out) = match self.product {
-            Product::Store { out } => (n, out),
-            Product::Gate(_) | Product::GateGradient(_) => (n.saturating_mul(2), self.dtype),
-        };
+        let columns = if self.product.is_paired() { n.saturating_mul(2) } else { n };
+        let out = self.product.out(self.dtype);
         let bytes = m.saturating_add(columns).saturating_mul(self.k).saturating_mul(self.dtype.bytes());
         // TMA leaves out what is beside a matrix in whole vectors only: the rest of one is overwritten with zeros.
         let whole = n.is_multiple_of(VECTOR as usize / out.bytes());
@@ -93,7 +91,7 @@ impl Wanted {
     /// Whether there are kernels for pairs of blocks and blocks by themselves, and for outputs in vectors and without.
     /// Gate functions have one kernel for all outputs that are not written in boxes: each takes NVRTC two seconds.
     fn several(&self, boxes: bool) -> bool {
-        boxes || !self.product.is_paired()
+        boxes || !self.product.has_gate()
     }
 
     /// What `sm90` may access in vectors.
@@ -397,7 +395,7 @@ impl Planner<'_> {
     /// 24.3 with two (dX of 8192, 256, 1024), 36.9 for 80.5 with three (1024, 1024, 4096), 28.1 for 77.8 with four (dWf of
     /// 8192, 256, 1024). Five and six gain nothing more, and eight leave multiprocessors idle.
     fn shared(&self, wanted: &Wanted, gemm: Gemm) -> Gemm {
-        if gemm.product.is_paired() || gemm.dtype == Dtype::F32 {
+        if gemm.product.has_gate() || gemm.dtype == Dtype::F32 {
             return gemm;
         }
         let hopper = Hopper { pairs: false, group: Hopper::group(false), ..gemm.hopper };

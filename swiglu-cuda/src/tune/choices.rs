@@ -87,6 +87,7 @@ fn gemm_fields(gemm: &Gemm) -> [(u64, u32); 13] {
         Product::Store { out } => dtype_code(out),
         Product::Gate(_) => 3,
         Product::GateGradient(_) => 4,
+        Product::Cotangents(_) => 5,
     };
     let bit = |flag: bool| (u64::from(flag), 1);
     [

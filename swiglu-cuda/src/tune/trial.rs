@@ -146,6 +146,8 @@ impl Form {
             Product::Store { out } => ([products.max(segments), products], out),
             Product::Gate(_) => ([2, 1], dtype),
             Product::GateGradient(_) => ([2, 2], dtype),
+            // Does not compete either.
+            Product::Cotangents(_) => ([1, 2], dtype),
         };
         let gradient = matches!(product, Product::GateGradient(_));
         Self {

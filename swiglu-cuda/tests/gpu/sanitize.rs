@@ -9,7 +9,7 @@ use swiglu_core::{
     Problem, Route, Save, SwiGLU, Target, Tile, Weights,
 };
 use swiglu_cuda::{Cuda, CudaMemory, Family};
-use swiglu_testkit::{Case, Check, Config, How, Keep, Packing, Pass};
+use swiglu_testkit::{Case, Check, Config, DownCase, How, Keep, Packing, Pass};
 
 use crate::{config, cuda};
 
@@ -35,6 +35,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             ("forward", forward as fn(Dtype) -> Vec<Case>),
             ("backward_of_saved", |dtype| backward(dtype, Keep::PreActivations)),
             ("backward_of_input", |dtype| backward(dtype, Keep::Input)),
+            ("backward_of_dy", projected),
         ];
         for (name, list) in lists {
             let filter: fn(Vec<Case>) -> Vec<Case> =
@@ -49,6 +50,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             ("forward", hopper as fn(Vec<Case>) -> Vec<Case>, forward(dtype)),
             ("backward_of_saved", hopper, backward(dtype, Keep::PreActivations)),
             ("backward_of_input", recomputing, backward(dtype, Keep::Input)),
+            ("backward_of_dy", recomputing, projected(dtype)),
             ("many_tiles", |cases| cases, many_tiles(dtype)),
             ("few_tiles", |cases| cases, few_tiles(dtype)),
         ];
@@ -120,6 +122,18 @@ fn backward(dtype: Dtype, keep: Keep) -> Vec<Case> {
     shapes(dtype).enumerate().map(gradients).collect()
 }
 
+/// With a dz that comes from dy, of an O that leaves a rest in k and whose rows are vectors or not; of saved
+/// pre-activations and of ones that are computed again.
+fn projected(dtype: Dtype) -> Vec<Case> {
+    let down = |(index, case): (usize, Case)| {
+        let orientation = [Orientation::InOut, Orientation::OutIn][index / 2 % 2];
+        let (out_features, pad) = if index % 3 == 0 { (133, 1) } else { (264, 0) };
+        Case { down: Some(DownCase { out_features, orientation, pad }), ..case }
+    };
+    let both = backward(dtype, Keep::PreActivations).into_iter().zip(backward(dtype, Keep::Input));
+    both.flat_map(|(saved, again)| [saved, again]).enumerate().map(down).collect()
+}
+
 /// Without a choice of tile, which `sliced` does not have.
 fn untiled(cases: Vec<Case>) -> Vec<Case> {
     cases.into_iter().map(|case| Case { tile: Tile::Auto, ..case }).collect()
@@ -130,14 +144,17 @@ fn hopper(cases: Vec<Case>) -> Vec<Case> {
     cases.into_iter().filter(|case| case.tile == Tile::T128).collect()
 }
 
-/// The same without column sums of a dAB that TMA wrote, under initcheck: TMA writes it into the workspace, no thread does,
-/// and the tool reports each read. With an epilogue that writes dAB element by element it reports nothing in this list.
+/// The same without those in which a thread reads what TMA wrote into the workspace, under initcheck: no thread has written
+/// it, and the tool reports each read. With an epilogue that writes element by element it reports nothing in these lists.
+/// Column sums read dAB, the pass that splits f32 does, and the product that makes dz reads pre-activations.
 fn recomputing(cases: Vec<Case>) -> Vec<Case> {
     let unseen = std::env::var("SWIGLU_SANITIZE_TOOL").is_ok_and(|tool| tool == "initcheck");
-    let by_tma = |case: &Case| case.hidden.is_multiple_of(8);
+    let by_tma = |case: &Case| case.keep == Keep::Input && case.hidden.is_multiple_of(8);
+    let reads = |case: &Case| case.dtype == Dtype::F32 || case.down.is_some();
     let mut cases = hopper(cases);
-    for case in cases.iter_mut().filter(|case| unseen && by_tma(case)) {
-        case.dbias = None;
+    if unseen {
+        cases.retain(|case| !(by_tma(case) && reads(case)));
+        cases.iter_mut().filter(|case| by_tma(case)).for_each(|case| case.dbias = None);
     }
     cases
 }

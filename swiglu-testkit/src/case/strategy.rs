@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use swiglu_core::{Dtype, Gate, Orientation, Route, Tile};
 
-use super::{Case, Data, How, Keep, Packing, Pads, Pass};
+use super::{Case, Data, DownCase, How, Keep, Packing, Pads, Pass};
 
 /// Dimensions, in the order of shrinking: nothing, powers of two and their neighbours, primes.
 const DIMS: [usize; 36] = [
@@ -106,6 +106,18 @@ fn how(wide: bool) -> impl Strategy<Value = How> {
     (select(vec![false, true]), select(wides)).prop_map(|(add, wide)| How { add, wide })
 }
 
+/// A down projection in a fifth of the cases, with outputs around the depths of k blocks.
+fn down(pass: Pass) -> BoxedStrategy<Option<DownCase>> {
+    let out_features = select(vec![1u16, 2, 7, 8, 16, 17, 33, 64, 65, 72, 128, 136]);
+    let orientation = select(vec![Orientation::InOut, Orientation::OutIn]);
+    let down = (out_features, orientation, select(vec![0u16, 1, 2, 8]))
+        .prop_map(|(out_features, orientation, pad)| DownCase { out_features, orientation, pad });
+    match pass {
+        Pass::Forward => Just(None).boxed(),
+        Pass::Dx | Pass::Dwf => prop::option::weighted(0.2, down).boxed(),
+    }
+}
+
 /// Gradients: those of the pass always, the others sometimes.
 fn gradients(pass: Pass) -> BoxedStrategy<(Option<How>, Option<How>, Option<How>)> {
     let maybe = |chance, wide| prop::option::weighted(chance, how(wide));
@@ -135,7 +147,8 @@ fn aligned(case: Case) -> Case {
         (Orientation::InOut, _) => pad(2 * hidden),
     };
     let pads = Pads { x: pad(case.in_features), w, z: pad(hidden), dx: pad(case.in_features), dwf: w };
-    Case { hidden, pads, ..case }
+    let down = case.down.map(|down| DownCase { pad: pad(down.out_features.into()), ..down });
+    Case { hidden, pads, down, ..case }
 }
 
 /// Random cases of a space. A third of them have aligned rows, so that kernels which need those are tested too.
@@ -152,10 +165,10 @@ fn any_cases(space: &Space) -> impl Strategy<Value = Case> + use<> {
     };
     let tiles = vec![Tile::Auto, Tile::Auto, Tile::T32, Tile::T64, Tile::T128];
     let how = (select(space.routes.clone()), select(tiles), select(keeps), select(space.data.clone()));
-    let what = (arrangement(), pads(), gate(), select(vec![false, true]), gradients(pass));
+    let what = (arrangement(), pads(), gate(), select(vec![false, true]), (gradients(pass), down(pass)));
     (shape(space.large), what, how, any::<u32>().no_shrink()).prop_map(
         move |([batch, in_features, hidden], what, how, seed)| {
-            let ((orientation, packing), pads, gate, bias, (dx, dwf, dbias)) = what;
+            let ((orientation, packing), pads, gate, bias, ((dx, dwf, dbias), down)) = what;
             let (route, tile, keep, data) = how;
             Case {
                 batch,
@@ -168,6 +181,7 @@ fn any_cases(space: &Space) -> impl Strategy<Value = Case> + use<> {
                 gate,
                 bias,
                 keep,
+                down,
                 dx,
                 dwf,
                 dbias,

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use swiglu_core::{Dtype, Gate, Orientation, Route, Tile};
 
-use super::{Case, Data, How, Keep, Packing, Pads};
+use super::{Case, Data, DownCase, How, Keep, Packing, Pads};
 
 /// A line that is not a case.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +66,13 @@ impl fmt::Display for Pads {
     }
 }
 
+impl fmt::Display for DownCase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let turned = if self.orientation == Orientation::OutIn { "t" } else { "" };
+        write!(f, "o{}{turned}.{}", self.out_features, self.pad)
+    }
+}
+
 fn how(name: &str, how: Option<How>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     match how {
         None => Ok(()),
@@ -84,6 +91,9 @@ impl fmt::Display for Case {
             f.write_str(" bias")?;
         }
         write!(f, " {}", word(&KEEPS, &self.keep))?;
+        if let Some(down) = self.down {
+            write!(f, " {down}")?;
+        }
         how("dx", self.dx, f)?;
         how("dwf", self.dwf, f)?;
         how("dbias", self.dbias, f)?;
@@ -122,6 +132,13 @@ fn gate(word: &str) -> Option<Gate> {
     value(&GATES, word)
 }
 
+fn down(word: &str) -> Option<DownCase> {
+    let (out, pad) = word.strip_prefix('o')?.split_once('.')?;
+    let (out, orientation) =
+        out.strip_suffix('t').map_or((out, Orientation::InOut), |out| (out, Orientation::OutIn));
+    Some(DownCase { out_features: out.parse().ok()?, orientation, pad: pad.parse().ok()? })
+}
+
 fn gradient(word: &str, name: &str) -> Option<How> {
     let rest = word.strip_prefix(name)?;
     let (rest, add) = rest.strip_suffix('+').map_or((rest, false), |rest| (rest, true));
@@ -156,6 +173,8 @@ impl FromStr for Case {
                 case.gate = gate;
             } else if let Some(keep) = value(&KEEPS, word) {
                 case.keep = keep;
+            } else if let Some(down) = down(word) {
+                case.down = Some(down);
             } else if let Some(how) = gradient(word, "dx") {
                 case.dx = Some(how);
             } else if let Some(how) = gradient(word, "dwf") {
@@ -185,6 +204,9 @@ impl FromStr for Case {
         if case.is_backward() && case.keep == Keep::Nothing {
             return Err(error("gradients need pre or input".to_owned()));
         }
+        if case.down.is_some() && !case.is_backward() {
+            return Err(error("a forward has no dz".to_owned()));
+        }
         if case.dx.is_some_and(|dx| dx.wide) {
             return Err(error("dx has the element type".to_owned()));
         }
@@ -208,6 +230,8 @@ mod tests {
             "m1k2 f32",
             "m1k2d3 pad1.2",
             "m1k2d3 s-1",
+            "m1k2d3 pre dx o4",
+            "m1k2d3 infer o4.0",
         ] {
             assert!(line.parse::<Case>().is_err(), "{line:?}");
         }
@@ -220,7 +244,7 @@ mod tests {
 
     #[test]
     fn every_word_survives() {
-        let line = "m1k2d3 f16 OutIn interleaved pad0.1.2.3.4 swiglu-clamped(1.702,7) bias input dx+ dwf32+ dbias32 \
+        let line = "m1k2d3 f16 OutIn interleaved pad0.1.2.3.4 swiglu-clamped(1.702,7) bias input o9t.3 dx+ dwf32+ dbias32 \
                     loguniform t64 composed s18446744073709551615";
         let case: Case = line.parse().unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(case.to_string(), line);

@@ -1,18 +1,22 @@
 //! A backend against the oracle: one case.
 
 use ndarray::Array2;
-use swiglu_core::{Backend, Dtype, Gradients, MatRef, Out, Save, Saved, SwiGLU};
+use swiglu_core::{
+    Backend, Down, Dtype, Gradients, MatRef, Memory, Orientation, Out, Save, Saved, SwiGLU, Upstream,
+};
 
 use crate::arrange::{PlacedGradient, PlacedWeights, place};
 use crate::bits::Value;
-use crate::bounds::{Grade, Model, bias_gradient_input};
-use crate::case::{Case, How, Keep};
+use crate::bounds::{Grade, Model, Rounding, bias_gradient_input};
+use crate::case::{Case, DownCase, How, Keep};
 use crate::config::Config;
 use crate::data::{Inputs, old, real};
 use crate::guarded::{AnyGuarded, Guarded};
 use crate::judge::{Expected, judge};
-use crate::oracle::{Operands, PreActivations, Real, cotangents, output, weight_gradient};
-use crate::part::{beside, column_halves, part};
+use crate::oracle::{
+    Operands, PreActivations, Real, cotangents, output, product, transposed, weight_gradient,
+};
+use crate::part::{beside, column_halves, part, turned};
 use crate::report::{Failure, Report};
 
 /// g and u as they were saved, `[B, D]` each.
@@ -60,13 +64,52 @@ fn saved_of<T: Value, B: Backend>(
     Ok(Some(column_halves(&backend.download(view)?.into_array())))
 }
 
+/// What dz comes from, in a backend's memory.
+enum PlacedUpstream<T: Value, M: Memory> {
+    Dz(Guarded<T, M>),
+    Projected { dy: Guarded<T, M>, down: Guarded<T, M>, orientation: Orientation },
+}
+
+impl<T: Value, M: Memory> PlacedUpstream<T, M> {
+    fn new<B: Backend<Memory = M>>(backend: &B, case: &Case, inputs: &Inputs<T>) -> Result<Self, Failure> {
+        let (Some(DownCase { orientation, pad, .. }), Some((dy, down))) = (case.down, &inputs.projected)
+        else {
+            return Ok(Self::Dz(Guarded::new(backend, "dz", &inputs.dz, case.pads.z)?));
+        };
+        let down = match orientation {
+            Orientation::InOut => Guarded::new(backend, "down projection", down, pad)?,
+            Orientation::OutIn => Guarded::new(backend, "down projection", &turned(down), case.pads.z)?,
+        };
+        Ok(Self::Projected { dy: Guarded::new(backend, "dy", dy, pad)?, down, orientation })
+    }
+
+    fn upstream(&self) -> swiglu_core::Result<Upstream<'_, T, M>> {
+        match self {
+            Self::Dz(dz) => Ok(dz.view().into()),
+            Self::Projected { dy, down, orientation } => {
+                Upstream::projected(dy.view(), Down::new(down.view(), *orientation))
+            }
+        }
+    }
+
+    fn unchanged<B: Backend<Memory = M>>(&self, backend: &B) -> Result<(), Failure> {
+        match self {
+            Self::Dz(dz) => dz.unchanged(backend),
+            Self::Projected { dy, down, .. } => {
+                dy.unchanged(backend)?;
+                down.unchanged(backend)
+            }
+        }
+    }
+}
+
 /// Operands of a case in a backend's memory, and what a forward of it saved.
 pub(crate) struct Placed<'a, T: Value, B: SwiGLU<T>> {
     backend: &'a B,
     case: &'a Case,
     x: Guarded<T, B::Memory>,
     w: PlacedWeights<T, B::Memory>,
-    dz: Guarded<T, B::Memory>,
+    upstream: PlacedUpstream<T, B::Memory>,
     saved: Option<Saved<T, B::Memory>>,
 }
 
@@ -77,7 +120,7 @@ impl<'a, T: Value, B: SwiGLU<T>> Placed<'a, T, B> {
             case,
             x: Guarded::new(backend, "x", &inputs.x, case.pads.x)?,
             w: PlacedWeights::new(backend, case, inputs)?,
-            dz: Guarded::new(backend, "dz", &inputs.dz, case.pads.z)?,
+            upstream: PlacedUpstream::new(backend, case, inputs)?,
             saved: None,
         })
     }
@@ -85,7 +128,7 @@ impl<'a, T: Value, B: SwiGLU<T>> Placed<'a, T, B> {
     fn inputs_unchanged(&self) -> Result<(), Failure> {
         self.x.unchanged(self.backend)?;
         self.w.unchanged(self.backend)?;
-        self.dz.unchanged(self.backend)
+        self.upstream.unchanged(self.backend)
     }
 
     /// Runs the forward of the case and reads what it left.
@@ -140,7 +183,8 @@ impl<'a, T: Value, B: SwiGLU<T>> Placed<'a, T, B> {
             gradients = gradients.dbias(dbias.target(how.add));
         }
         let w = self.w.weights(case)?;
-        backend.backward(self.x.view(), w, self.dz.view(), &mut saved, gradients, case.options())?;
+        let upstream = self.upstream.upstream()?;
+        backend.backward(self.x.view(), w, upstream, &mut saved, gradients, case.options())?;
         let outputs = BackwardOutputs {
             dx: dx.map(|dx| dx.read(backend)).transpose()?,
             dwf: dwf.map(|dwf| dwf.read(backend, case)).transpose()?,
@@ -254,6 +298,20 @@ pub(crate) fn check_forward<T: Value>(
     Ok(())
 }
 
+/// dz and what it is off by, where it comes from dy.
+pub(crate) fn projected(config: &Config, case: &Case, (dy, down): (&Real, &Real)) -> (Real, Expected) {
+    let model = config.model(case);
+    let right = transposed(down);
+    let dz = product(dy, &right);
+    let stored = match model.rounding {
+        Rounding::Fused => Dtype::F32,
+        Rounding::Unfused => case.dtype,
+    };
+    let error =
+        Expected::new(dz.clone(), |grade, value| model.matmul(grade, (dy, &right), (value, None), stored));
+    (dz, error)
+}
+
 /// What backward starts from, besides what forward saved.
 #[derive(Clone, Copy)]
 pub(crate) struct Side<'a> {
@@ -276,6 +334,10 @@ pub(crate) fn check_backward<T: Value>(
     let pre = match &forward.pre {
         Some(stored) => Pre::stored(stored),
         None => {
+            // Rounded before their bias, and after it or not.
+            let through_memory = case.down.is_some() && config.rounds_recomputed_projected;
+            let rounding = if through_memory { Rounding::Unfused } else { model.rounding };
+            let model = Model { rounding, ..model };
             let computed = Pre::computed(&model, operands, &operands.pre_activations());
             if config.rounds_recomputed { computed.rounded(&model) } else { computed }
         }
@@ -364,8 +426,14 @@ pub fn check_case<T: Value, B: SwiGLU<T>>(
             // Backward is judged from what was saved, so that has to be right first.
             check_forward(case, config, &operands, &forward, &mut report)?;
         }
-        let dz = real(&inputs.dz);
-        let side = Side { operands: &operands, dz: &dz, e_dz: None };
+        let (dz, e_dz) = match &inputs.projected {
+            None => (real(&inputs.dz), None),
+            Some((dy, down)) => {
+                let (dz, e_dz) = projected(config, case, (&real(dy), &real(down)));
+                (dz, Some(e_dz))
+            }
+        };
+        let side = Side { operands: &operands, dz: &dz, e_dz: e_dz.as_ref() };
         check_backward(case, config, side, &olds, (&forward, &backward), &mut report)
     })();
     match result {

@@ -103,7 +103,8 @@ fn check_reglu_gradients<T: Value, B: SwiGLU<T>>(
     config: &Config,
     report: &mut Report,
 ) -> Result<(), Failure> {
-    let case = &Case { gate: Gate::Reglu, ..*case };
+    // Products of three sums, of dy too, would leave f32's integers.
+    let case = &Case { gate: Gate::Reglu, down: None, ..*case };
     let inputs = Inputs::<T>::draw(case);
     let (operands, olds) = (inputs.operands(case), Olds::<T>::draw(case));
     let (forward, backward) = run_both(backend, case, &inputs, &olds)?;

@@ -219,7 +219,8 @@ pub fn metamorphic<T: Value, B: SwiGLU<T>>(
     case: &Case,
     config: &Config,
 ) -> Result<Report, Failure> {
-    let mut wanted = *case;
+    // dz is permuted and cut along with the rest: it has to be an operand.
+    let mut wanted = Case { down: None, ..*case };
     if wanted.keep == Keep::Nothing {
         wanted.keep = Keep::PreActivations;
     }

@@ -220,6 +220,7 @@ fn through_the_op<T: Value, B: SwiGLU<T>>(backend: &B, case: &Case) -> Result<()
         up_weights: row(|p| p.1),
         bias: None,
         dz: Array2::from_elem((2, points.len()), T::default()),
+        projected: None,
     };
     let z = run_forward(backend, case, &inputs)?.z;
     for ((i, j), got) in z.indexed_iter() {
@@ -244,6 +245,7 @@ fn one_unit<T: Value>(x: &[f32], gate: &[f32], up: &[f32]) -> Inputs<T> {
         up_weights: column(up),
         bias: None,
         dz: Array2::from_elem((1, 1), T::from_f32(1.0)),
+        projected: None,
     }
 }
 

@@ -21,7 +21,7 @@ pub use memory::{FakeBlock, FakeMemory, FakePtr};
 pub use slip::Slip;
 
 use fault::Faults;
-use staged::{Staged, StagedHalves, StagedTarget, StagedWeights};
+use staged::{Staged, StagedHalves, StagedTarget, StagedUpstream, StagedWeights};
 
 /// A handle on one fake device and one stream of it.
 ///
@@ -171,11 +171,11 @@ impl<T: Element, E: SwiGLU<T, Memory = Host>> SwiGLU<T> for Fake<E> {
     }
 
     fn run_backward(&self, call: Checked<Backward<'_, T, FakeMemory>>) -> Result<()> {
-        let Backward { problem, x, w, dz, pre, dx, dwf, dbias } = call.into_inner();
+        let Backward { problem, x, w, upstream, pre, dx, dwf, dbias } = call.into_inner();
         self.launch(|| {
             let slip = self.slip;
             let (host_x, host_w) = (Staged::read(x, slip)?, StagedWeights::read(w, slip)?);
-            let host_dz = Staged::read(dz, slip)?;
+            let host_upstream = StagedUpstream::read(upstream, slip)?;
             let (x_view, w_view, options) = (host_x.view()?, host_w.weights()?, problem.options);
             let mut saved = match &pre {
                 Some(pre) => self.saved_at(pre.ptr())?,
@@ -202,7 +202,8 @@ impl<T: Element, E: SwiGLU<T, Memory = Host>> SwiGLU<T> for Fake<E> {
             if let Some(staged) = &mut host_dbias {
                 gradients = gradients.dbias(staged.target()?);
             }
-            self.engine.backward(x_view, w_view, host_dz.view()?, &mut saved, gradients, options)?;
+            let upstream = host_upstream.upstream()?;
+            self.engine.backward(x_view, w_view, upstream, &mut saved, gradients, options)?;
             if let (Some((staged, _)), Some(dx)) = (host_dx, dx) {
                 staged.write(dx.to)?;
             }

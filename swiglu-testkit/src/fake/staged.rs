@@ -1,6 +1,9 @@
 //! Host copies of operands, with the strides of the original.
 
-use swiglu_core::{Element, Halves, Host, Layout, MatMut, MatRef, Out, Result, Scalar, Target, Weights};
+use swiglu_core::{
+    Down, Element, Halves, Host, Layout, MatMut, MatRef, Orientation, Out, Result, Scalar, Target, Upstream,
+    Weights,
+};
 
 use super::memory::{FakeMemory, FakePtr};
 use super::slip::Slip;
@@ -161,6 +164,34 @@ impl<'a, T: Element> StagedWeights<'a, T> {
         match &self.bias {
             Some(bias) => w.bias(bias.view()?),
             None => Ok(w),
+        }
+    }
+}
+
+/// What dz comes from, on the host.
+pub(super) enum StagedUpstream<T: Element> {
+    Dz(Staged<T>),
+    Projected { dy: Staged<T>, down: Staged<T>, orientation: Orientation },
+}
+
+impl<T: Element> StagedUpstream<T> {
+    pub(super) fn read(upstream: Upstream<'_, T, FakeMemory>, slip: Option<Slip>) -> Result<Self> {
+        Ok(match upstream {
+            Upstream::Dz(dz) => Self::Dz(Staged::read(dz, slip)?),
+            Upstream::Projected { dy, down, .. } => Self::Projected {
+                dy: Staged::read(dy, slip)?,
+                down: Staged::read(down.matrix(), slip)?,
+                orientation: down.orientation(),
+            },
+        })
+    }
+
+    pub(super) fn upstream(&self) -> Result<Upstream<'_, T, Host>> {
+        match self {
+            Self::Dz(dz) => dz.view().map(Upstream::from),
+            Self::Projected { dy, down, orientation } => {
+                Upstream::projected(dy.view()?, Down::new(down.view()?, *orientation))
+            }
         }
     }
 }

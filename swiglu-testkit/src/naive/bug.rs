@@ -73,6 +73,8 @@ catalogue! {
         ReluSlope,
         /// dG and dU are swapped.
         SwapGradients,
+        /// The last column of dy is missing where dz comes from it.
+        ProjectedMissesLastOutput,
         /// dX is that of the gate half alone.
         DxGateOnly,
         /// The up term of dX has the wrong sign.

@@ -15,14 +15,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use ndarray::Array2;
 use swiglu_core::ops::{Backward, Copy, CopyIn, CopyOut, Forward};
 use swiglu_core::{
-    Backend, Checked, DeviceId, Element, Gate, Host, MatMut, MatRef, Matrix, Plan, Problem, Result, Scalar,
-    SwiGLU, Weights,
+    Backend, Checked, DeviceId, Element, Gate, Host, MatMut, MatRef, Matrix, Op, Orientation, Plan, Problem,
+    Result, Scalar, SwiGLU, Upstream, Weights,
 };
 
 pub use bug::Bug;
 
+use crate::part::part;
+
 use arithmetic::{Product, Sum};
-use read::{Projections, transposed, widen};
+use read::{Projections, transposed, widen, widen_op};
 
 /// A backend of plain loops on the host, right or with one seeded bug.
 ///
@@ -198,7 +200,7 @@ impl<T: Element> SwiGLU<T> for Naive {
     }
 
     fn run_backward(&self, call: Checked<Backward<'_, T, Host>>) -> Result<()> {
-        let Backward { x, w, dz, pre: saved, dx, dwf, dbias, .. } = call.into_inner();
+        let Backward { x, w, upstream, pre: saved, dx, dwf, dbias, .. } = call.into_inner();
         let (projections, x) = (Projections::read(w, self.bug), widen(x));
         let (hidden, batch) = (w.hidden(), x.nrows());
         let pre = match &saved {
@@ -209,7 +211,7 @@ impl<T: Element> SwiGLU<T> for Naive {
             }
             None => self.recompute(&x, &projections, w),
         };
-        let dab = self.gate_gradients::<T>(w.function(), &pre, &widen(dz));
+        let dab = self.gate_gradients::<T>(w.function(), &pre, &self.upstream(upstream));
         if let Some(saved) = saved {
             for ((i, j), to) in saved.array_mut().indexed_iter_mut() {
                 // Exact: dAB already has the precision of the element type.
@@ -237,6 +239,28 @@ impl<T: Element> SwiGLU<T> for Naive {
 }
 
 impl Naive {
+    /// dz, unrounded where it is a product.
+    fn upstream<T: Element>(&self, upstream: Upstream<'_, T, Host>) -> Array2<f32> {
+        match upstream {
+            Upstream::Dz(dz) => widen(dz),
+            Upstream::Projected { dy, down, .. } => {
+                let square = down.hidden() == down.out_features();
+                // One row `[O]` for each hidden unit.
+                let op = match down.orientation() {
+                    Orientation::OutIn if self.is(Bug::SquareIgnoresOrientation) && square => Op::N,
+                    Orientation::OutIn => Op::T,
+                    Orientation::InOut => Op::N,
+                };
+                let right = widen_op(down.matrix(), op);
+                let missing = self.is(Bug::ProjectedMissesLastOutput) && right.ncols() > 0;
+                let terms = right.ncols() - usize::from(missing);
+                let left = part(&widen(dy), 0..dy.rows(), 0..terms);
+                let right = part(&right, 0..down.hidden(), 0..terms);
+                self.product(&left, &right, |_, _| Sum::of(Product::Dense))
+            }
+        }
+    }
+
     fn recompute<T: Element>(
         &self,
         x: &Array2<f32>,

@@ -137,16 +137,25 @@ fn passes(planner: Planner<'_>, asked: &Asked, found: &mut Found) {
         let kind = |dtype| Some(GradientKind { dtype, add });
         let pass = Pass::Backward { saved, dx: kind(asked.dtype), dwf: kind(dtype), dbias: kind(dtype) };
         let problem = asked.problem(pass, (4096, in_features, 4096));
-        let plan = planner.backward(&problem).unwrap_or_else(|error| panic!("{problem:?}: {error}"));
-        match plan.cotangents {
-            Cotangents::Saved { gate, .. } => found.add(Kernel::GateBackward { dtype: asked.dtype, gate }),
-            Cotangents::Recomputed { gemm, .. } => found.add(Kernel::Gemm(gemm)),
-            Cotangents::Formed { .. } => {}
-        }
-        plan.dx.into_iter().chain(plan.dwf).for_each(|gemm| found.add(Kernel::Gemm(gemm)));
-        if let Some(sums) = plan.sums {
-            found.add(Kernel::PartialSums { dtype: sums.dtype });
-            found.add(Kernel::TotalSums { out: sums.out });
+        let mut projected = problem.projected(in_features, asked.orientation);
+        [projected.accesses.dy.align, projected.accesses.down.align] = [asked.inputs; 2];
+        for problem in [problem, projected] {
+            let plan = planner.backward(&problem).unwrap_or_else(|error| panic!("{problem:?}: {error}"));
+            match plan.cotangents {
+                Cotangents::Saved { gate, .. } => {
+                    found.add(Kernel::GateBackward { dtype: asked.dtype, gate });
+                }
+                Cotangents::Recomputed { gemm, .. } => found.add(Kernel::Gemm(gemm)),
+                Cotangents::Projected { gemm, again, .. } => {
+                    again.into_iter().chain([gemm]).for_each(|gemm| found.add(Kernel::Gemm(gemm)));
+                }
+                Cotangents::Formed { .. } => {}
+            }
+            plan.dx.into_iter().chain(plan.dwf).for_each(|gemm| found.add(Kernel::Gemm(gemm)));
+            if let Some(sums) = plan.sums {
+                found.add(Kernel::PartialSums { dtype: sums.dtype });
+                found.add(Kernel::TotalSums { out: sums.out });
+            }
         }
     }
 }
@@ -197,6 +206,7 @@ pub(super) fn class(kernel: Kernel) -> Kernel {
                 Product::Store { out } => Product::Store { out },
                 Product::Gate(_) => Product::Gate(swiglu),
                 Product::GateGradient(_) => Product::GateGradient(swiglu),
+                Product::Cotangents(_) => Product::Cotangents(swiglu),
             };
             let vectors = Vectors::default();
             let hopper = Hopper { forms: gemm.hopper.forms.map(|_| swiglu), ..gemm.hopper };
@@ -230,6 +240,8 @@ pub(super) fn is_one_more(kernel: Kernel) -> bool {
     let (gate, dtype, out_in) = match kernel {
         Kernel::Gemm(Gemm { dtype, b_trans, product, hopper, .. }) => match (product, hopper.forms) {
             (Product::Gate(gate) | Product::GateGradient(gate), _) => (gate, dtype, b_trans),
+            // Down projections as checkpoints have them, [O, D], are not transposed.
+            (Product::Cotangents(gate), _) => (gate, dtype, !b_trans),
             // [2D, I] weights are transposed in the projections, and not in dX.
             (Product::Store { .. }, Some(gate)) => (gate, dtype, !b_trans),
             (Product::Store { .. }, None) => return false,

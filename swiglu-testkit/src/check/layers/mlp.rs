@@ -6,22 +6,25 @@ use swiglu_core::{Dense, Dtype, MatRef, Matrix, Orientation, Out, Route, SwiGLU,
 use super::gated::layer;
 use crate::bits::Value;
 use crate::bounds::{Grade, Model};
-use crate::case::{Case, How, Keep};
-use crate::check::differential::{BackwardOutputs, ForwardOutputs, Olds, Pre, Side, check_backward};
+use crate::case::{Case, DownCase, How, Keep};
+use crate::check::differential::{
+    BackwardOutputs, ForwardOutputs, Olds, Pre, Side, check_backward, projected,
+};
 use crate::config::Config;
-use crate::data::{Draws, Inputs, narrow, real};
+use crate::data::{Inputs, real};
 use crate::guarded::Guarded;
 use crate::judge::{Expected, judge};
 use crate::oracle::{Operands, Real, output, product, transposed, weight_gradient};
-use crate::part::column_halves;
+use crate::part::{column_halves, turned};
 use crate::report::{Failure, Report, ensure};
 
-/// Columns of y.
-const OUT: usize = 11;
+/// Columns of y: one that no vector divides, and one that all do.
+const OUTS: [u16; 2] = [11, 24];
 
-/// y, dz and the gradient of the down projection in f64.
+/// y, dz and the gradient of the down projection `[D, O]` in f64.
 struct Reference {
     y: Real,
+    #[cfg(test)]
     dz: Real,
     ddown: Real,
 }
@@ -29,7 +32,12 @@ struct Reference {
 fn reference(operands: &Operands, down: &Real, dy: &Real) -> Reference {
     let pre = operands.pre_activations();
     let z = output(operands.gate, &pre.gate.value, &pre.up.value);
-    Reference { y: product(&z, down), dz: product(dy, &transposed(down)), ddown: weight_gradient(&z, dy) }
+    Reference {
+        y: product(&z, down),
+        #[cfg(test)]
+        dz: product(dy, &transposed(down)),
+        ddown: weight_gradient(&z, dy),
+    }
 }
 
 /// y, and the gradient of the down projection, through z and what it is off by.
@@ -56,23 +64,28 @@ fn through_z(
 
 fn one<T: Value, B: SwiGLU<T> + Dense<T>>(
     backend: &B,
-    case: &Case,
+    (case, DownCase { out_features, orientation, pad }): (&Case, DownCase),
     weight_grad: WeightGrad,
     config: &Config,
     report: &mut Report,
 ) -> Result<(), Failure> {
+    let out_features = usize::from(out_features);
     let inputs = Inputs::<T>::draw(case);
-    let mut draws = Draws::new(case.seed, 8000);
-    let mut normal =
-        |rows, cols| narrow::<T>(&Real::from_shape_simple_fn((rows, cols), || 0.5 * draws.normal()));
-    let (down, dy) = (normal(case.hidden, OUT), normal(case.batch, OUT));
+    let (dy, down) = inputs.projected.as_ref().ok_or_else(|| Failure::new("a case without a dy"))?;
+    let lies = |down: &Array2<T>| match orientation {
+        Orientation::InOut => down.clone(),
+        Orientation::OutIn => turned(down),
+    };
     let gated = layer(backend, case, &inputs)?;
-    let mut mlp = SwiGLUMlp::load(gated, MatRef::try_from(&down)?)?.weight_grad(weight_grad)?;
-    ensure(mlp.out_features() == OUT, || format!("{} outputs", mlp.out_features()))?;
+    let placed = lies(down);
+    let mlp = SwiGLUMlp::load(gated, MatRef::try_from(&placed)?, orientation)?;
+    let mut mlp = mlp.weight_grad(weight_grad)?;
+    ensure(mlp.out_features() == out_features, || format!("{} outputs", mlp.out_features()))?;
+    ensure(mlp.save_down()?.into_array() == placed, || "another down projection came back".to_owned())?;
 
     let x = Guarded::new(backend, "x", &inputs.x, 3)?;
-    let placed_dy = Guarded::new(backend, "dy", &dy, 1)?;
-    let mut y = Guarded::<T, _>::unwritten(backend, "y", (case.batch, OUT), 2)?;
+    let placed_dy = Guarded::new(backend, "dy", dy, pad)?;
+    let mut y = Guarded::<T, _>::unwritten(backend, "y", (case.batch, out_features), 2)?;
     let mut dx = Guarded::<T, _>::unwritten(backend, "dx", inputs.x.dim(), 2)?;
     let mut kept = mlp.saved(case.batch + 2)?;
     mlp.forward_train_into(x.view(), y.view_mut(), &mut kept)?;
@@ -89,24 +102,22 @@ fn one<T: Value, B: SwiGLU<T> + Dense<T>>(
     ensure(gradients.len() == trained, || format!("{} parameters, expected {trained}", gradients.len()))?;
 
     let operands = inputs.operands(case);
-    let (down, dy) = (real(&down), real(&dy));
+    let (down, dy) = (real(down), real(dy));
     let reference = reference(&operands, &down, &dy);
     let route = if weight_grad == WeightGrad::Composed { Route::Composed } else { Route::Fused };
-    let model = config.model(&Case { route, ..*case });
+    let wide = gradients.first().map(|_| How { add: false, wide: true });
+    let judged = Case { route, dx: Some(How { add: false, wide: false }), dwf: wide, ..*case };
+    let model = config.model(&judged);
     let z = Pre::computed(&model, &operands, &operands.pre_activations()).z(&model, &operands);
     let (expected_y, expected_ddown) = through_z(&model, &z, (&down, &dy), &reference);
     judge("y", &y, &expected_y, case.dtype, config, report)?;
     judge("y of forward", &plain, &expected_y, case.dtype, config, report)?;
     if let Some(ddown) = gradients.get(1) {
-        judge("gradient of the down projection", ddown, &expected_ddown, Dtype::F32, config, report)?;
+        let ddown = if orientation == Orientation::OutIn { turned(ddown) } else { ddown.clone() };
+        judge("gradient of the down projection", &ddown, &expected_ddown, Dtype::F32, config, report)?;
     }
-    // The op's own gradients, from a dz that was rounded to the element type.
-    let wide = gradients.first().map(|_| How { add: false, wide: true });
-    let judged = Case { route, dx: Some(How { add: false, wide: false }), dwf: wide, dbias: None, ..*case };
-    let e_dz = Expected::new(reference.dz.clone(), |grade, value| {
-        model.matmul(grade, (&dy, &transposed(&down)), (value, None), case.dtype)
-    });
-    let side = Side { operands: &operands, dz: &reference.dz, e_dz: Some(&e_dz) };
+    let (dz, e_dz) = projected(config, &judged, (&dy, &down));
+    let side = Side { operands: &operands, dz: &dz, e_dz: Some(&e_dz) };
     let backward = BackwardOutputs {
         dx: Some(dx.read(backend)?.mapv(T::to_f32)),
         dwf: gradients.first().map(column_halves),
@@ -114,7 +125,8 @@ fn one<T: Value, B: SwiGLU<T> + Dense<T>>(
     };
     // Nobody sees the values that the layer saved, so backward is judged from computed ones, rounded as saved ones are.
     let unseen = ForwardOutputs { z: y, pre: None };
-    let config = &Config { rounds_recomputed: case.keep == Keep::PreActivations, ..config.clone() };
+    let rounds = case.keep == Keep::PreActivations || config.rounds_recomputed;
+    let config = &Config { rounds_recomputed: rounds, ..config.clone() };
     check_backward(&judged, config, side, &Olds::draw(case), (&unseen, &backward), report)?;
     *report = std::mem::take(report).of_case(case);
     Ok(())
@@ -126,13 +138,19 @@ pub(super) fn check<T: Value, B: SwiGLU<T> + Dense<T>>(
     seed: u64,
     report: &mut Report,
 ) -> Result<(), Failure> {
-    for (batch, in_features, hidden, keep) in
-        [(1, 3, 2, Keep::Input), (9, 17, 35, Keep::PreActivations), (40, 33, 20, Keep::Input)]
+    for (index, (batch, in_features, hidden, keep)) in
+        [(1, 3, 2, Keep::Input), (9, 17, 35, Keep::PreActivations), (40, 33, 24, Keep::Input)]
+            .into_iter()
+            .enumerate()
     {
-        for gate in swiglu_core::Gate::ALL {
+        for (turn, gate) in swiglu_core::Gate::ALL.into_iter().enumerate() {
+            let orientation = [Orientation::InOut, Orientation::OutIn][(index + turn) % 2];
+            let down =
+                DownCase { out_features: OUTS[turn / 2 % 2], orientation, pad: 1 - (turn / 2 % 2) as u16 };
             let case = Case {
                 gate,
                 keep,
+                down: Some(down),
                 orientation: Orientation::InOut,
                 seed,
                 ..Case::new(batch, in_features, hidden, T::DTYPE)
@@ -140,7 +158,7 @@ pub(super) fn check<T: Value, B: SwiGLU<T> + Dense<T>>(
             let modes = [WeightGrad::Frozen, WeightGrad::Composed, WeightGrad::Fused];
             let composed = config.routes.contains(&Route::Composed);
             for weight_grad in modes.into_iter().filter(|mode| composed || *mode != WeightGrad::Composed) {
-                one::<T, B>(backend, &case, weight_grad, config, report)
+                one::<T, B>(backend, (&case, down), weight_grad, config, report)
                     .map_err(|failure| failure.context(format!("mlp {weight_grad:?}")).of_case(&case))?;
             }
         }
@@ -155,6 +173,7 @@ mod tests {
     use swiglu_core::Gate;
 
     use super::*;
+    use crate::data::Draws;
     use crate::oracle::cotangents;
 
     /// The name of an operand, the operand, and its gradient.
@@ -167,8 +186,8 @@ mod tests {
             let case = Case { gate, ..Case::new(3, 4, 5, Dtype::F32) };
             let mut operands = Inputs::<f32>::draw(&case).operands(&case);
             let mut draws = Draws::new(1, 1);
-            let mut down = Real::from_shape_simple_fn((5, OUT), || draws.normal());
-            let dy = Real::from_shape_simple_fn((3, OUT), || draws.normal());
+            let mut down = Real::from_shape_simple_fn((5, 11), || draws.normal());
+            let dy = Real::from_shape_simple_fn((3, 11), || draws.normal());
             let exact = reference(&operands, &down, &dy);
             let pre = operands.pre_activations();
             let d = cotangents(gate, &pre.gate.value, &pre.up.value, &exact.dz);
