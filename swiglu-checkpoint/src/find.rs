@@ -1,7 +1,6 @@
 //! Which MLPs a set of tensors holds.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
 
 use safetensors::Dtype as FileDtype;
 use swiglu_core::Dtype;
@@ -34,37 +33,37 @@ pub(crate) struct Spans {
 }
 
 /// The tensors of one projection.
-#[derive(Debug, Default)]
-struct Projection {
-    weight: Option<Tensor>,
-    bias: Option<Tensor>,
-    quantised: Option<Tensor>,
+#[derive(Clone, Copy, Debug, Default)]
+struct Projection<'a> {
+    weight: Option<&'a Tensor>,
+    bias: Option<&'a Tensor>,
+    quantised: Option<&'a Tensor>,
 }
 
 /// The tensors under one prefix.
-#[derive(Debug, Default)]
-struct Candidate {
-    gate: Projection,
-    up: Projection,
-    gate_up: Projection,
-    down: Projection,
+#[derive(Clone, Copy, Debug, Default)]
+struct Candidate<'a> {
+    gate: Projection<'a>,
+    up: Projection<'a>,
+    gate_up: Projection<'a>,
+    down: Projection<'a>,
 }
 
 /// The MLPs among `tensors`, and what looks like one but is none, both in natural order.
-pub(crate) fn find(tensors: impl IntoIterator<Item = Tensor>) -> (Vec<Group>, Vec<Problem>) {
-    let mut candidates = BTreeMap::<(String, Naming), Candidate>::new();
-    for tensor in tensors {
-        if let Some(Name { prefix, naming, role, part }) = Name::parse(&tensor.name) {
-            let candidate = candidates.entry((prefix.to_owned(), naming)).or_default();
-            *candidate.projection(role).tensor(part) = Some(tensor);
-        }
+pub(crate) fn find(mut tensors: Vec<Tensor>) -> (Vec<Group>, Vec<Problem>) {
+    fn key(tensor: &Tensor) -> Option<(&str, Naming)> {
+        Name::parse(&tensor.name).map(|name| (name.prefix, name.naming))
     }
+    // Sorted in place: a map would take many times the memory of the names in a hostile header.
+    tensors.sort_unstable_by(|a, b| key(a).cmp(&key(b)));
     let (mut groups, mut problems) = (Vec::new(), Vec::new());
-    for ((prefix, naming), candidate) in candidates {
+    for tensors in tensors.chunk_by(|a, b| key(a) == key(b)) {
+        let Some((prefix, naming)) = tensors.first().and_then(key) else { continue };
+        let candidate = Candidate::new(tensors);
         let family = candidate.family(naming);
-        match (Judge { prefix: &prefix, naming, family }).group(candidate) {
+        match (Judge { prefix, naming, family }).group(candidate) {
             Ok(group) => groups.push(group),
-            Err(reason) => problems.push(Problem { prefix, family, reason }),
+            Err(reason) => problems.push(Problem { prefix: prefix.to_owned(), family, reason }),
         }
     }
     groups.sort_by(|a, b| natural(&a.prefix, &b.prefix));
@@ -72,28 +71,31 @@ pub(crate) fn find(tensors: impl IntoIterator<Item = Tensor>) -> (Vec<Group>, Ve
     (groups, problems)
 }
 
-impl Projection {
-    fn tensor(&mut self, part: Part) -> &mut Option<Tensor> {
-        match part {
-            Part::Weight => &mut self.weight,
-            Part::Bias => &mut self.bias,
-            Part::Quantised => &mut self.quantised,
-        }
-    }
-
-    fn any(&self) -> Option<&Tensor> {
-        self.weight.as_ref().or(self.quantised.as_ref()).or(self.bias.as_ref())
+impl<'a> Projection<'a> {
+    fn any(&self) -> Option<&'a Tensor> {
+        self.weight.or(self.quantised).or(self.bias)
     }
 }
 
-impl Candidate {
-    fn projection(&mut self, role: Role) -> &mut Projection {
-        match role {
-            Role::Gate => &mut self.gate,
-            Role::Up => &mut self.up,
-            Role::GateUp => &mut self.gate_up,
-            Role::Down => &mut self.down,
+impl<'a> Candidate<'a> {
+    fn new(tensors: &'a [Tensor]) -> Self {
+        let mut candidate = Self::default();
+        for tensor in tensors {
+            if let Some(Name { role, part, .. }) = Name::parse(&tensor.name) {
+                let projection = match role {
+                    Role::Gate => &mut candidate.gate,
+                    Role::Up => &mut candidate.up,
+                    Role::GateUp => &mut candidate.gate_up,
+                    Role::Down => &mut candidate.down,
+                };
+                match part {
+                    Part::Weight => projection.weight = Some(tensor),
+                    Part::Bias => projection.bias = Some(tensor),
+                    Part::Quantised => projection.quantised = Some(tensor),
+                }
+            }
         }
+        candidate
     }
 
     fn family(&self, naming: Naming) -> Family {
@@ -105,17 +107,17 @@ impl Candidate {
         }
     }
 
-    fn all(&self) -> [&Projection; 4] {
-        [&self.gate, &self.up, &self.gate_up, &self.down]
+    fn all(&self) -> [Projection<'a>; 4] {
+        [self.gate, self.up, self.gate_up, self.down]
     }
 }
 
 /// Tensors whose shapes fit each other.
-struct Matched {
-    wf: Vec<Tensor>,
-    bias: Vec<Tensor>,
-    down: Tensor,
-    down_bias: Option<Tensor>,
+struct Matched<'a> {
+    wf: Vec<&'a Tensor>,
+    bias: Vec<&'a Tensor>,
+    down: &'a Tensor,
+    down_bias: Option<&'a Tensor>,
     in_features: u64,
     hidden: u64,
     out_features: u64,
@@ -130,8 +132,8 @@ struct Judge<'a> {
 }
 
 impl Judge<'_> {
-    fn group(&self, candidate: Candidate) -> Result<Group, Reason> {
-        if let Some(tensor) = candidate.all().into_iter().find_map(|p| p.quantised.as_ref()) {
+    fn group(&self, candidate: Candidate<'_>) -> Result<Group, Reason> {
+        if let Some(tensor) = candidate.all().into_iter().find_map(|p| p.quantised) {
             return Err(Reason::Quantised { tensor: tensor.name.clone() });
         }
         let dtype = common_dtype(&candidate)?;
@@ -140,14 +142,14 @@ impl Judge<'_> {
             Family::Phi3 => self.packed(candidate)?,
             Family::GptOss => self.stacked(candidate)?,
         };
-        let spans = |tensors: &[Tensor]| tensors.iter().map(|tensor| tensor.span).collect();
+        let spans = |tensors: &[&Tensor]| tensors.iter().map(|tensor| tensor.span).collect();
         Ok(Group {
             prefix: self.prefix.to_owned(),
             family: self.family,
             dtype,
-            in_features: address(matched.in_features, &matched.wf[0])?,
-            hidden: address(matched.hidden, &matched.wf[0])?,
-            out_features: address(matched.out_features, &matched.down)?,
+            in_features: address(matched.in_features, matched.wf[0])?,
+            hidden: address(matched.hidden, matched.wf[0])?,
+            out_features: address(matched.out_features, matched.down)?,
             experts: matched.experts,
             spans: Spans {
                 wf: spans(&matched.wf),
@@ -158,23 +160,23 @@ impl Judge<'_> {
         })
     }
 
-    fn split(&self, candidate: Candidate) -> Result<Matched, Reason> {
+    fn split<'a>(&self, candidate: Candidate<'a>) -> Result<Matched<'a>, Reason> {
         let Candidate { gate, up, down, .. } = candidate;
         let gate_weight = self.need(gate.weight, Role::Gate, Part::Weight)?;
         let up_weight = self.need(up.weight, Role::Up, Part::Weight)?;
         let down_weight = self.need(down.weight, Role::Down, Part::Weight)?;
-        let [hidden, in_features] = dimensions(&gate_weight)?;
-        expect_shape(&up_weight, &[hidden, in_features])?;
-        let [out_features, _] = dimensions(&down_weight)?;
-        expect_shape(&down_weight, &[out_features, hidden])?;
+        let [hidden, in_features] = dimensions(gate_weight)?;
+        expect_shape(up_weight, &[hidden, in_features])?;
+        let [out_features, _] = dimensions(down_weight)?;
+        expect_shape(down_weight, &[out_features, hidden])?;
         let bias = match (gate.bias, up.bias) {
             (None, None) => Vec::new(),
             (gate, up) => {
                 vec![self.need(gate, Role::Gate, Part::Bias)?, self.need(up, Role::Up, Part::Bias)?]
             }
         };
-        expect_shapes(&bias, &[hidden])?;
-        expect_shapes(down.bias.as_slice(), &[out_features])?;
+        expect_shapes(bias.iter().copied(), &[hidden])?;
+        expect_shapes(down.bias, &[out_features])?;
         let wf = vec![gate_weight, up_weight];
         Ok(Matched {
             wf,
@@ -188,19 +190,19 @@ impl Judge<'_> {
         })
     }
 
-    fn packed(&self, candidate: Candidate) -> Result<Matched, Reason> {
+    fn packed<'a>(&self, candidate: Candidate<'a>) -> Result<Matched<'a>, Reason> {
         if let Some(tensor) = candidate.gate.any().or(candidate.up.any()) {
             return Err(Reason::PackedAndSplit { tensor: tensor.name.clone() });
         }
         let Candidate { gate_up, down, .. } = candidate;
         let wf = self.need(gate_up.weight, Role::GateUp, Part::Weight)?;
         let down_weight = self.need(down.weight, Role::Down, Part::Weight)?;
-        let [width, in_features] = dimensions(&wf)?;
-        let hidden = half(&wf, width)?;
-        let [out_features, _] = dimensions(&down_weight)?;
-        expect_shape(&down_weight, &[out_features, hidden])?;
-        expect_shapes(gate_up.bias.as_slice(), &[width])?;
-        expect_shapes(down.bias.as_slice(), &[out_features])?;
+        let [width, in_features] = dimensions(wf)?;
+        let hidden = half(wf, width)?;
+        let [out_features, _] = dimensions(down_weight)?;
+        expect_shape(down_weight, &[out_features, hidden])?;
+        expect_shapes(gate_up.bias, &[width])?;
+        expect_shapes(down.bias, &[out_features])?;
         Ok(Matched {
             wf: vec![wf],
             bias: gate_up.bias.into_iter().collect(),
@@ -213,19 +215,19 @@ impl Judge<'_> {
         })
     }
 
-    fn stacked(&self, candidate: Candidate) -> Result<Matched, Reason> {
+    fn stacked<'a>(&self, candidate: Candidate<'a>) -> Result<Matched<'a>, Reason> {
         let Candidate { gate_up, down, .. } = candidate;
         let wf = self.need(gate_up.weight, Role::GateUp, Part::Weight)?;
         let down_weight = self.need(down.weight, Role::Down, Part::Weight)?;
         let Some(bias) = gate_up.bias else {
-            return Err(Reason::UnknownHalves { tensor: wf.name });
+            return Err(Reason::UnknownHalves { tensor: wf.name.clone() });
         };
-        let [experts, in_features, width] = dimensions(&wf)?;
-        let hidden = half(&wf, width)?;
-        let [_, _, out_features] = dimensions(&down_weight)?;
-        expect_shape(&down_weight, &[experts, hidden, out_features])?;
-        expect_shape(&bias, &[experts, width])?;
-        expect_shapes(down.bias.as_slice(), &[experts, out_features])?;
+        let [experts, in_features, width] = dimensions(wf)?;
+        let hidden = half(wf, width)?;
+        let [_, _, out_features] = dimensions(down_weight)?;
+        expect_shape(down_weight, &[experts, hidden, out_features])?;
+        expect_shape(bias, &[experts, width])?;
+        expect_shapes(down.bias, &[experts, out_features])?;
         Ok(Matched {
             wf: vec![wf],
             bias: vec![bias],
@@ -238,15 +240,15 @@ impl Judge<'_> {
         })
     }
 
-    fn need(&self, tensor: Option<Tensor>, role: Role, part: Part) -> Result<Tensor, Reason> {
+    fn need<'a>(&self, tensor: Option<&'a Tensor>, role: Role, part: Part) -> Result<&'a Tensor, Reason> {
         tensor.ok_or_else(|| Reason::Missing { tensor: self.naming.tensor(self.prefix, role, part) })
     }
 }
 
 /// The element type of all tensors.
-fn common_dtype(candidate: &Candidate) -> Result<Dtype, Reason> {
+fn common_dtype(candidate: &Candidate<'_>) -> Result<Dtype, Reason> {
     let mut common: Option<(Dtype, FileDtype)> = None;
-    for tensor in candidate.all().into_iter().flat_map(|p| p.weight.iter().chain(&p.bias)) {
+    for tensor in candidate.all().into_iter().flat_map(|p| p.weight.into_iter().chain(p.bias)) {
         let (name, got) = (&tensor.name, tensor.dtype);
         let dtype =
             element(got).ok_or_else(|| Reason::Dtype { tensor: name.clone(), got: got.to_string() })?;
@@ -289,8 +291,8 @@ fn half(tensor: &Tensor, width: u64) -> Result<u64, Reason> {
     }
 }
 
-fn expect_shapes(tensors: &[Tensor], expected: &[u64]) -> Result<(), Reason> {
-    tensors.iter().try_for_each(|tensor| expect_shape(tensor, expected))
+fn expect_shapes<'a>(tensors: impl IntoIterator<Item = &'a Tensor>, expected: &[u64]) -> Result<(), Reason> {
+    tensors.into_iter().try_for_each(|tensor| expect_shape(tensor, expected))
 }
 
 fn expect_shape(tensor: &Tensor, expected: &[u64]) -> Result<(), Reason> {

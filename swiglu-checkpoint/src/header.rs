@@ -34,6 +34,7 @@ pub(crate) struct Header<'a>(pub(crate) Vec<(Cow<'a, str>, Entry)>);
 pub(crate) struct Text<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
 
 /// A map of texts to texts, checked and dropped: a file is saved by copying it.
+#[derive(Debug)]
 struct Texts;
 
 impl Entry {
@@ -43,6 +44,11 @@ impl Entry {
         let bits = elements.checked_mul(u64::try_from(self.dtype.bitsize()).ok()?)?;
         bits.is_multiple_of(8).then_some(bits / 8)
     }
+}
+
+/// Parses the bytes of a header. All of them must be UTF-8, also those that are skipped.
+pub(crate) fn parse(bytes: &[u8]) -> Result<Header<'_>, serde_json::Error> {
+    serde_json::from_str(std::str::from_utf8(bytes).map_err(serde_json::Error::custom)?)
 }
 
 impl<'de: 'a, 'a> Deserialize<'de> for Header<'a> {
@@ -56,12 +62,12 @@ impl<'de: 'a, 'a> Deserialize<'de> for Header<'a> {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header<'de>, A::Error> {
-                let mut tensors = Vec::new();
+                let (mut tensors, mut metadata) = (Vec::new(), None);
                 while let Some(Text(name)) = map.next_key()? {
-                    if name == "__metadata__" {
-                        map.next_value::<Option<Texts>>()?;
-                    } else {
+                    if name != "__metadata__" {
                         tensors.push((name, map.next_value()?));
+                    } else if metadata.replace(map.next_value::<Option<Texts>>()?).is_some() {
+                        return Err(A::Error::duplicate_field("__metadata__"));
                     }
                 }
                 Ok(Header(tensors))
@@ -120,15 +126,11 @@ impl<'de> Deserialize<'de> for Texts {
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Result<Header<'_>, serde_json::Error> {
-        serde_json::from_str(text)
-    }
-
     #[test]
     fn duplicates_and_order_are_kept() {
         let text = r#"{"b":{"dtype":"F16","shape":[2],"data_offsets":[0,4]},"__metadata__":{"a":"b"},
             "\u0061":{"dtype":"F16","shape":[],"data_offsets":[4,6]},"b":{"dtype":"F16","shape":[0],"data_offsets":[6,6]}}"#;
-        let Header(tensors) = parse(text).unwrap_or_else(|e| panic!("{e}"));
+        let Header(tensors) = parse(text.as_bytes()).unwrap_or_else(|e| panic!("{e}"));
         let names: Vec<&str> = tensors.iter().map(|(name, _)| name.as_ref()).collect();
         assert_eq!(names, ["b", "a", "b"]);
         let bytes: Vec<_> = tensors.iter().map(|(_, entry)| entry.bytes()).collect();

@@ -64,8 +64,8 @@
 //! The length of a header is checked against its file and a limit (100 MB) before anything is allocated. Names that are
 //! there twice, tensors that overlap or leave holes, shapes that do not come to the bytes they have, files that end early
 //! or late, and indices that name a missing tensor or a file outside of their folder are errors. Opening allocates at most
-//! 16 times the bytes of headers and index; loading, no more than the tensors' bytes, twice where columns alternate, and
-//! twice where 16-bit elements are widened. No input panics.
+//! 8 times the bytes of the headers and 16 times those of the index; loading, no more than the tensors' bytes, twice that
+//! where columns alternate, and twice where 16-bit elements are widened; either also a buffer of 64 KiB. No input panics.
 
 #![forbid(unsafe_code)]
 

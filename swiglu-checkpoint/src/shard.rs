@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use safetensors::Dtype;
 
 use crate::error::{Error, Result};
-use crate::header::{Entry, Header};
+use crate::header::{Entry, Header, parse};
 
 /// The longest header that safetensors reads, and the longest index read here.
 pub(crate) const MAX_HEADER: u64 = 100_000_000;
@@ -63,8 +63,8 @@ impl Shard {
     ) -> Result<(Self, Vec<Tensor>)> {
         let (mut file, bytes) = open_regular(path)?;
         let header = read_header(&mut file, path, bytes)?;
-        let Header(mut entries) = serde_json::from_slice(&header)
-            .map_err(|source| Error::Header { file: path.to_owned(), source })?;
+        let Header(mut entries) =
+            parse(&header).map_err(|source| Error::Header { file: path.to_owned(), source })?;
         let data = LENGTH + header.len() as u64;
         check_names(&mut entries, path)?;
         check_places(&mut entries, path, bytes - data, bytes)?;
