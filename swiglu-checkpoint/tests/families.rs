@@ -228,6 +228,21 @@ fn widened_weights_are_the_values_of_the_file() {
     check::<bf16>(FileDtype::BF16);
 }
 
+#[test]
+fn a_file_of_pytorch_is_loaded_and_saved_bit_for_bit() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("pytorch.safetensors");
+    let made = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/pytorch.safetensors");
+    fs::copy(made, &path).expect("made by scripts/make-llama-layer.py");
+    let weights = load::<bf16>(&open(&path), "model.layers.0.mlp");
+    let values =
+        |matrix: &Matrix<bf16, _>| matrix.view().array().mapv(bf16::to_f32).into_raw_vec_and_offset().0;
+    let count = |from: u8, to: u8| (from..to).map(f32::from).collect::<Vec<_>>();
+    assert_eq!((weights.wf.shape(), values(&weights.wf)), ((6, 4), count(0, 24)));
+    assert_eq!((weights.down.shape(), values(&weights.down)), ((2, 3), count(24, 30)));
+    saves_the_same_bytes::<bf16>(&path);
+}
+
 /// Small numbers instead of random bits, for arithmetic.
 fn tame(mut tensors: Vec<Tensor>) -> Vec<Tensor> {
     for tensor in &mut tensors {
