@@ -23,6 +23,7 @@
 //! # Crate features
 //!
 //! - `cpu` (default): the CPU backend. Without it `Device::Cpu` is unavailable.
+//! - `checkpoint`: safetensors checkpoints into weights and back, as the module `checkpoint`.
 //! - `cuda`: the CUDA backend. Builds without a CUDA toolkit; driver and compiler are looked for at run time.
 
 #![forbid(unsafe_code)]
@@ -30,6 +31,8 @@
 mod device;
 
 pub use device::{Availability, Complete, Device, Job};
+#[cfg(feature = "checkpoint")]
+pub use swiglu_checkpoint as checkpoint;
 pub use swiglu_core::*;
 #[cfg(feature = "cpu")]
 pub use swiglu_cpu::{Cpu, Isa};
