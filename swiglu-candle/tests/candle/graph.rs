@@ -45,7 +45,11 @@ fn inference(device: &Device) -> Result<()> {
     let (x, gate, up) = (all.x.detach(), all.w_gate.detach(), all.w_up.detach());
     let z = case.op().forward(&x, &gate, &up)?;
     assert!(!z.track_op(), "no graph without variables");
-    assert_eq!(real(&z)?, real(&all.forward(&case)?)?, "training does not change z");
+    // On CUDA another kernel may run when pre-activations are kept.
+    if device.is_cpu() {
+        assert_eq!(real(&z)?, real(&all.forward(&case)?)?, "training does not change z");
+    }
+    check(&case, &Inputs { x, w_gate: gate, w_up: up, ..all })?;
     Ok(())
 }
 
@@ -69,14 +73,12 @@ fn twice(device: &Device) -> Result<()> {
     Ok(())
 }
 
-/// z = silu(p) * p and x = w: one variable is every argument.
+/// One variable is every argument: its gradient is the sum of those of three.
 fn shared(device: &Device) -> Result<()> {
     let case = Case::new(6, 6, 6, DType::F32);
     let inputs = Inputs::draw(&case, device)?;
     let w = &inputs.w_gate;
     let whole = case.op().forward(w, w, w)?.sum_all()?.backward()?;
-    let apart = case.op().forward(&inputs.w_up, &inputs.w_up.copy()?, &inputs.w_up.copy()?)?;
-    assert_eq!(apart.dims(), [6, 6]);
     let twin = |w: &Tensor| Var::from_tensor(&w.copy()?);
     let (x, gate, up) = (twin(w)?, twin(w)?, twin(w)?);
     let parts = case.op().forward(&x, &gate, &up)?.sum_all()?.backward()?;

@@ -1,7 +1,8 @@
 //! Tensors that are not contiguous, read in place or copied, against the same reference.
 
+use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, IndexOp, Result, Tensor, Var};
-use swiglu_candle::swiglu;
+use swiglu_candle::{Gate, SwiGlu, swiglu};
 
 use crate::Test;
 use crate::reference::{Case, Form, Inputs, check, real};
@@ -98,22 +99,33 @@ fn weights(device: &Device) -> Result<()> {
     transposed_variables(device)
 }
 
-/// The gradient of a variable `[I, D]` that the op sees as its transpose.
+/// Small odd integers: sums of them and of their products are exact in f32, and not 0 when they have an odd number of terms.
+fn integers(rows: usize, cols: usize, device: &Device) -> Result<Var> {
+    let values = (0..rows * cols).map(|at| (at * 7 % 11 % 5) as f32 * 2.0 - 3.0).collect();
+    Var::from_vec(values, (rows, cols), device)
+}
+
+/// Variables `[I, D]` that the op sees as their transposes: their gradients, and with them those of candle's own graph,
+/// are exact for integers and a ReLU off its kink.
 fn transposed_variables(device: &Device) -> Result<()> {
-    let case = Case::new(6, 16, 12, DType::F32);
-    let drawn = Inputs::draw(&case, device)?;
-    let variable = |w: &Tensor| Var::from_tensor(&w.detach().t()?.contiguous()?);
-    let (gate, up) = (variable(&drawn.w_gate)?, variable(&drawn.w_up)?);
+    let (x, dz) = (integers(6, 15, device)?, integers(6, 12, device)?);
+    let (gate, up) = (integers(15, 12, device)?, integers(15, 12, device)?.affine(-1.0, 1.0)?);
+    let up = Var::from_tensor(&up)?;
     let packed = Var::from_tensor(&Tensor::cat(&[gate.as_tensor(), up.as_tensor()], 1)?)?;
-    let split = swiglu(&drawn.x, &gate.t()?, &up.t()?)?.mul(&drawn.dz)?.sum_all()?.backward()?;
-    let whole =
-        case.op().forward_packed(&drawn.x, &packed.t()?, None)?.mul(&drawn.dz)?.sum_all()?.backward()?;
-    let of = |var: &Var| split.get(var).expect("a gradient of the variable");
-    let expected = Tensor::cat(&[of(&gate), of(&up)], 1)?;
-    assert_eq!(real(whole.get(&packed).expect("a gradient of the variable"))?, real(&expected)?);
-    let in_place = swiglu(&drawn.x, &drawn.w_gate, &drawn.w_up)?.mul(&drawn.dz)?.sum_all()?.backward()?;
-    let difference = real(&in_place.get(&drawn.w_gate).expect("a gradient").t()?)? - real(of(&gate))?;
-    assert!(difference.iter().all(|d| d.abs() < 1e-4), "{difference}");
+    let op = SwiGlu::new().gate(Gate::Reglu);
+    let gradients = |z: Tensor| z.mul(&dz)?.sum_all()?.backward();
+    let of = |gradients: &GradStore, var: &Var| real(gradients.get(var).expect("a gradient of the variable"));
+
+    let graph = gradients((x.matmul(&gate)?.relu()? * x.matmul(&up)?)?)?;
+    let split = gradients(op.forward(&x, &gate.t()?, &up.t()?)?)?;
+    let whole = gradients(op.forward_packed(&x, &packed.t()?, None)?)?;
+    for var in [&x, &gate, &up] {
+        assert_eq!(of(&split, var)?, of(&graph, var)?);
+    }
+    assert_eq!(of(&whole, &x)?, of(&graph, &x)?);
+    let halves = ndarray::concatenate![ndarray::Axis(1), of(&graph, &gate)?, of(&graph, &up)?];
+    assert_eq!(of(&whole, &packed)?, halves);
+    assert!(halves.iter().any(|d| *d != 0.0), "a gradient that says something");
     Ok(())
 }
 
@@ -145,8 +157,8 @@ fn output_gradients(device: &Device) -> Result<()> {
 }
 
 fn empty(device: &Device) -> Result<()> {
-    // candle allocates no empty tensors on CUDA.
-    if device.is_cuda() {
+    // candle does not make empty tensors everywhere.
+    if Tensor::zeros((0, 5), DType::F32, device).is_err() {
         return Ok(());
     }
     for (batch, in_features, hidden) in [(0, 5, 3), (4, 0, 3), (4, 5, 0), (0, 0, 0)] {
