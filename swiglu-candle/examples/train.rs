@@ -14,9 +14,9 @@ const TEXT: &[u8] = include_bytes!("train.rs");
 const CONTEXT: usize = 16;
 const EMBEDDING: usize = 16;
 const HIDDEN: usize = CONTEXT * EMBEDDING;
-const INTERMEDIATE: usize = 768;
+const INTERMEDIATE: usize = 512;
 const BATCH: usize = 128;
-const STEPS: usize = 120;
+const STEPS: usize = 100;
 const REPORT: usize = 20;
 
 /// What the fused MLP takes the place of.

@@ -4,7 +4,8 @@ use std::any::Any;
 
 use candle_core::{Layout as Strides, Result, Shape, bail};
 use swiglu_core::{
-    Backend, Gate, Gradients, MatRef, Matrix, Options, Orientation, Out, Save, Saved, SwiGLU, Target, Weights,
+    Backend, Gate, Gradients, MatRef, Matrix, Memory, Options, Orientation, Out, Save, Saved, SwiGLU, Target,
+    Weights,
 };
 
 use crate::operand::{Place, output_shape, rows, weights};
@@ -96,6 +97,7 @@ impl Call {
         Ok((adopt(wanted.0, grads.0)?, adopt(wanted.1, grads.1)?, adopt(wanted.2, grads.2)?))
     }
 
+    /// What forward keeps, from another forward.
     fn forward_again<T: Kind, B: SwiGLU<T>>(
         &self,
         backend: &B,
@@ -130,7 +132,8 @@ impl Call {
         Ok((zeros(wanted.0, x)?, second, third))
     }
 
-    fn ask<'a, T: Kind, M: swiglu_core::Memory>(
+    /// Those matrices as what backward is to write.
+    fn ask<'a, T: Kind, M: Memory>(
         &self,
         (dx, second, third): &'a mut Each<Option<Matrix<T, M>>>,
     ) -> Gradients<'a, T, M> {
@@ -154,21 +157,20 @@ impl Call {
         }
     }
 
+    /// The second and the third argument as weights.
     fn weights<'a, T: Kind, S: DeviceStorage>(
         &self,
         second: Operand<'a, S>,
         third: Operand<'a, S>,
     ) -> Result<Weights<'a, T, MemoryOf<S>>> {
-        let place = |strides| in_place(weights(strides, self.orientation));
-        let first_half = second.0.view(place(second.1)?)?;
+        let part =
+            |(storage, strides): Operand<'a, S>| storage.view(in_place(weights(strides, self.orientation))?);
         let w = match self.arrangement {
-            Arrangement::Split => {
-                Weights::split(first_half, third.0.view(place(third.1)?)?, self.orientation)
-            }
-            Arrangement::Packed => Weights::packed(first_half, self.orientation),
+            Arrangement::Split => Weights::split(part(second)?, part(third)?, self.orientation),
+            Arrangement::Packed => Weights::packed(part(second)?, self.orientation),
             Arrangement::PackedBias => {
                 let bias = matrix::<T, S>(third)?;
-                Weights::packed(first_half, self.orientation).and_then(|w| w.bias(bias))
+                Weights::packed(part(second)?, self.orientation).and_then(|w| w.bias(bias))
             }
         };
         Ok(w.map_err(failed)?.gate(self.gate))
