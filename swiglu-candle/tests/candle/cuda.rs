@@ -15,12 +15,10 @@ const TESTS: &[Test] = &[
 /// Every test on the first GPU, ignored where there is none.
 pub(crate) fn trials() -> Vec<Trial> {
     let required = std::env::var_os("SWIGLU_REQUIRE_GPU").is_some_and(|value| value == "1");
-    // candle panics in place of an error where there is no driver at all.
-    let device = std::panic::catch_unwind(|| Device::new_cuda(0));
-    match device {
-        Ok(Ok(device)) => on("cuda", &device, everywhere().chain(TESTS.iter().copied())),
-        missing => {
-            eprintln!("no GPU: {:?}", missing.map(|device| device.err().map(|e| e.to_string())).ok());
+    match Device::new_cuda(0) {
+        Ok(device) => on("cuda", &device, everywhere().chain(TESTS.iter().copied())),
+        Err(reason) => {
+            eprintln!("no GPU: {reason}");
             let ignored = |(name, _): Test| {
                 Trial::test(format!("cuda::{name}"), || Err("no GPU".into())).with_ignored_flag(!required)
             };
