@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 use safetensors::SafeTensors;
 use swiglu::checkpoint::{Checkpoint, MlpWeights, Stored};
-use swiglu::{Complete, Device, Host, Job, Matrix, Op, Out, Result, Target};
+use swiglu::{Complete, Device, Host, Job, Matrix, Out, Result};
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/llama-layer.safetensors");
 const MLP: &str = "model.layers.0.mlp";
@@ -37,31 +37,28 @@ impl Job for Step<'_> {
 
     fn run<B: Complete>(self, backend: B) -> Self::Output {
         let Self { weights, x, dy } = self;
-        let (x, dy, down) = (backend.upload(&x)?, backend.upload(&dy)?, backend.upload(&weights.down)?);
-        let mut layer = weights.layer(&backend)?;
+        let (x, dy) = (backend.upload(&x)?, backend.upload(&dy)?);
+        let mut mlp = weights.mlp(&backend)?;
 
-        let (z, mut saved) = layer.forward_train(&x)?;
-        // The file has the down projection as [O, D]: y = z . down^T.
-        let mut y = backend.zeros(x.rows(), down.rows())?;
-        backend.matmul((z.view(), Op::N), (down.view(), Op::T), Target::write(&mut y))?;
-
-        let mut dz = backend.zeros(z.rows(), z.cols())?;
-        backend.matmul((dy.view(), Op::N), (down.view(), Op::N), Target::write(&mut dz))?;
-        let mut ddown = backend.zeros(down.rows(), down.cols())?;
-        backend.matmul((dy.view(), Op::T), (z.view(), Op::N), Target::write(&mut ddown))?;
+        let mut y = backend.zeros(x.rows(), mlp.out_features())?;
         let mut dx = backend.zeros(x.rows(), x.cols())?;
-        layer.backward(&x, &dz, &mut saved, Some(Out::write(&mut dx)))?;
+        let mut kept = mlp.saved(x.rows())?;
+        mlp.forward_train_into(x.view(), y.view_mut(), &mut kept)?;
+        mlp.backward(x.view(), dy.view(), &mut kept, Some(Out::write(&mut dx)))?;
 
-        let mut tensors =
-            vec![("y".to_owned(), backend.download(&y)?), ("dx".to_owned(), backend.download(&dx)?)];
-        if let Some(dwf) = layer.dwf() {
-            let hidden = layer.hidden();
-            for (half, name) in [(0..hidden, "gate_proj"), (hidden..2 * hidden, "up_proj")] {
-                let part = dwf.sub(half, 0..layer.in_features())?;
-                tensors.push((format!("{MLP}.{name}.weight.grad"), backend.download(part)?));
-            }
-        }
-        tensors.push((format!("{MLP}.down_proj.weight.grad"), backend.download(&ddown)?));
+        let (in_features, hidden) = (mlp.gated().in_features(), mlp.gated().hidden());
+        let gradients: Vec<_> = mlp.parameters().map(|parameter| parameter.gradient).collect();
+        let (dwf, ddown) = (gradients[0], gradients[1]);
+        let tensors = [
+            ("y".to_owned(), y.view()),
+            ("dx".to_owned(), dx.view()),
+            (format!("{MLP}.gate_proj.weight.grad"), dwf.sub(0..hidden, 0..in_features)?),
+            (format!("{MLP}.up_proj.weight.grad"), dwf.sub(hidden..2 * hidden, 0..in_features)?),
+            (format!("{MLP}.down_proj.weight.grad"), ddown),
+        ];
+        let tensors: Result<_> =
+            tensors.into_iter().map(|(name, tensor)| Ok((name, backend.download(tensor)?))).collect();
+        let tensors = tensors?;
         Ok(Results { device: backend.name(), tensors })
     }
 }

@@ -2,7 +2,8 @@
 
 use half::{bf16, f16};
 use swiglu_core::{
-    Dtype, FusedSwiGLU, Gate, Host, Matrix, Orientation, SwiGLU, Weights, pack_interleaved_columns,
+    Dense, Dtype, FusedSwiGLU, Gate, Host, Matrix, Orientation, SwiGLU, SwiGLUMlp, Weights,
+    pack_interleaved_columns,
 };
 
 use crate::checkpoint::Mlp;
@@ -71,6 +72,18 @@ impl<T: Stored> MlpWeights<T> {
         match &self.bias {
             Some(bias) => layer.bias(bias.view()),
             None => Ok(layer),
+        }
+    }
+
+    /// The whole MLP on a device: [`layer`](Self::layer), and the down projection with its bias.
+    ///
+    /// # Errors
+    /// As [`SwiGLUMlp::load`].
+    pub fn mlp<B: SwiGLU<T> + Dense<T>>(&self, backend: &B) -> swiglu_core::Result<SwiGLUMlp<T, B>> {
+        let mlp = SwiGLUMlp::load(self.layer(backend)?, self.down.view(), self.orientation)?;
+        match &self.down_bias {
+            Some(bias) => mlp.down_bias(bias.view()),
+            None => Ok(mlp),
         }
     }
 }

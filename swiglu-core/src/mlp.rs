@@ -13,7 +13,7 @@ use crate::swiglu::{SwiGLU, check_shape};
 use crate::upstream::{Down, Upstream};
 use crate::weights::Orientation;
 
-/// y = (h(x . Wa, x . Wb)) . Wdown: gate, up and down projections as one unit.
+/// y = h(x . Wa, x . Wb) . Wdown: gate, up and down projections as one unit, with biases or without.
 ///
 /// ```
 /// use swiglu_core::{Backend, SwiGLUMlp};
@@ -30,6 +30,7 @@ pub struct SwiGLUMlp<T: Element, B: Backend> {
     gated: FusedSwiGLU<T, B>,
     down: Trained<T, B>,
     orientation: Orientation,
+    down_bias: Option<Trained<T, B>>,
     accumulate: bool,
 }
 
@@ -67,7 +68,21 @@ impl<T: Element, B: SwiGLU<T> + Dense<T>> SwiGLUMlp<T, B> {
         check_shape("down projection", down.shape(), orientation.half_shape(gated.hidden(), out_features))?;
         let mut down = Trained::new(gated.backend().upload(down)?);
         down.train(gated.backend(), true)?;
-        Ok(Self { gated, down, orientation, accumulate: false })
+        Ok(Self { gated, down, orientation, down_bias: None, accumulate: false })
+    }
+
+    /// With a bias `[1, O]` of the down projection, which is added to `z . Wdown` as it was rounded to the element type. That
+    /// of the gated layer is the layer's own.
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::Error::Shape), [`Error::OutOfMemory`](crate::Error::OutOfMemory),
+    /// [`Error::Device`](crate::Error::Device).
+    pub fn down_bias(mut self, bias: MatRef<'_, T, Host>) -> Result<Self> {
+        check_shape("down bias", bias.shape(), (1, self.out_features()))?;
+        let mut bias = Trained::new(self.gated.backend().upload(bias)?);
+        bias.train(self.gated.backend(), self.down.gradient.is_some())?;
+        self.down_bias = Some(bias);
+        Ok(self)
     }
 
     /// With this way of computing the weight gradients.
@@ -76,7 +91,10 @@ impl<T: Element, B: SwiGLU<T> + Dense<T>> SwiGLUMlp<T, B> {
     /// [`Error::OutOfMemory`](crate::Error::OutOfMemory), [`Error::Device`](crate::Error::Device).
     pub fn weight_grad(mut self, weight_grad: WeightGrad) -> Result<Self> {
         self.gated = self.gated.weight_grad(weight_grad)?;
-        self.down.train(self.gated.backend(), weight_grad != WeightGrad::Frozen)?;
+        let trained = weight_grad != WeightGrad::Frozen;
+        for parameter in [Some(&mut self.down), self.down_bias.as_mut()].into_iter().flatten() {
+            parameter.train(self.gated.backend(), trained)?;
+        }
         Ok(self)
     }
 
@@ -162,16 +180,23 @@ impl<T: Element, B: SwiGLU<T> + Dense<T>> SwiGLUMlp<T, B> {
         let upstream = Upstream::projected(dy, Down::new(down, self.orientation))?;
         // The op first: when its saved values are spent, nothing else has been touched.
         self.gated.backward(x, upstream, &mut kept.saved, dx)?;
-        match (target, self.orientation) {
-            (Some(target), Orientation::InOut) => backend.matmul((z, Op::T), (dy, Op::N), target),
-            (Some(target), Orientation::OutIn) => backend.matmul((dy, Op::T), (z, Op::N), target),
-            (None, _) => Ok(()),
+        if let Some(target) = target {
+            let (a, b) = match self.orientation {
+                Orientation::InOut => (z, dy),
+                Orientation::OutIn => (dy, z),
+            };
+            backend.matmul((a, Op::T), (b, Op::N), target)?;
+        }
+        match self.down_bias.as_mut().map(|bias| bias.parts(self.accumulate)) {
+            Some((_, Some(target))) => backend.column_sums(dy, target),
+            Some((_, None)) | None => Ok(()),
         }
     }
 
-    /// What an optimizer steps: the gated layer's, then the down projection; nothing when frozen.
+    /// What an optimizer steps: the gated layer's, then the down projection and its bias; nothing when frozen.
     pub fn parameters(&mut self) -> impl Iterator<Item = Parameter<'_, T, B>> {
-        self.gated.parameters().chain(self.down.parameter())
+        let bias = self.down_bias.as_mut().and_then(Trained::parameter);
+        self.gated.parameters().chain(self.down.parameter()).chain(bias)
     }
 
     /// Optimizer state, one for each of [`parameters`](Self::parameters).
@@ -191,8 +216,20 @@ impl<T: Element, B: SwiGLU<T> + Dense<T>> SwiGLUMlp<T, B> {
         self.gated.backend().download(&self.down.value)
     }
 
-    fn project(&self, z: MatRef<'_, T, B::Memory>, y: MatMut<'_, T, B::Memory>) -> Result<()> {
-        let down = self.down();
-        self.gated.backend().matmul((z, Op::N), (down.matrix(), down.op()), Target::write(y))
+    /// A copy of the bias of the down projection on the host.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory), [`Error::Device`](crate::Error::Device).
+    pub fn save_down_bias(&self) -> Result<Option<Matrix<T, Host>>> {
+        self.down_bias.as_ref().map(|bias| self.gated.backend().download(&bias.value)).transpose()
+    }
+
+    fn project(&self, z: MatRef<'_, T, B::Memory>, mut y: MatMut<'_, T, B::Memory>) -> Result<()> {
+        let (backend, down) = (self.gated.backend(), self.down());
+        backend.matmul((z, Op::N), (down.matrix(), down.op()), Target::write(y.view_mut()))?;
+        match &self.down_bias {
+            Some(bias) => backend.add_bias(bias.value.view(), y),
+            None => Ok(()),
+        }
     }
 }

@@ -222,10 +222,11 @@ pub(super) fn class(kernel: Kernel) -> Kernel {
     }
 }
 
-/// Whether a thinned sweep may leave a kernel to the whole one: a gate function other than SwiGLU in one more type and
-/// arrangement of the weights, and another number of parts of k: `sm90` has one and, in bf16, two; `sliced` has two and 16.
-/// Each gate function has it along `[I, 2D]` weights in bf16 and in f32, but in `sm90`, where NVRTC takes two seconds for
-/// each kernel, in bf16, by pairs of blocks and into boxes alone, and in `sliced` with one number of parts.
+/// Whether a thinned sweep may leave a kernel to the whole one: f16, where bf16 has the same kernel; a gate function other
+/// than SwiGLU in one more type, arrangement of the weights or kind of product; and another number of parts of k: `sm90` has
+/// one and, in bf16, two; `sliced` has two and 16. Each gate function has it along `[I, 2D]` weights, in forwards and in
+/// gate gradients, in bf16 on `mma` and in f32 on `simt`; in `sm90`, where NVRTC takes two seconds for each kernel, in bf16,
+/// by pairs of blocks and into boxes alone, for products that make dz too; and in `sliced` with one number of parts.
 pub(super) fn is_one_more(kernel: Kernel) -> bool {
     if let Kernel::Gemm(Gemm { family, dtype, parts, .. }) = kernel {
         let one = match family {
@@ -244,7 +245,7 @@ pub(super) fn is_one_more(kernel: Kernel) -> bool {
             (Product::Cotangents(gate), _) => (gate, dtype, !b_trans),
             // [2D, I] weights are transposed in the projections, and not in dX.
             (Product::Store { .. }, Some(gate)) => (gate, dtype, !b_trans),
-            (Product::Store { .. }, None) => return false,
+            (Product::Store { .. }, None) => return dtype == Dtype::F16,
         },
         Kernel::Gemv { dtype, b_trans, gate, .. } => (gate, dtype, b_trans),
         Kernel::Decode(Decode { dtype, b_trans, gate, .. }) => (gate, dtype, b_trans),
@@ -254,7 +255,10 @@ pub(super) fn is_one_more(kernel: Kernel) -> bool {
         Kernel::Gemm(Gemm { family: Family::Sm90, hopper, .. }) => {
             dtype == Dtype::F32 || !hopper.pairs || !hopper.boxes
         }
+        Kernel::Gemm(Gemm { product: Product::Cotangents(_), .. }) => true,
         Kernel::Gemm(Gemm { family: Family::Sliced, parts, .. }) => parts > 2,
+        Kernel::Gemm(Gemm { family: Family::Mma, dtype, .. }) => dtype == Dtype::F32,
+        Kernel::Gemm(Gemm { family: Family::Simt, dtype, .. }) => dtype != Dtype::F32,
         _ => false,
     };
     gate != GateCode(0) && (dtype == Dtype::F16 || out_in || extra)

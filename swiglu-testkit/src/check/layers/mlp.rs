@@ -5,7 +5,7 @@ use swiglu_core::{Dense, Dtype, MatRef, Matrix, Orientation, Out, Route, SwiGLU,
 
 use super::gated::layer;
 use crate::bits::Value;
-use crate::bounds::{Grade, Model};
+use crate::bounds::{Grade, Model, bias_gradient_input};
 use crate::case::{Case, DownCase, How, Keep};
 use crate::check::differential::{
     BackwardOutputs, ForwardOutputs, Olds, Pre, Side, check_backward, projected,
@@ -14,8 +14,8 @@ use crate::config::Config;
 use crate::data::{Inputs, real};
 use crate::guarded::Guarded;
 use crate::judge::{Expected, judge};
-use crate::oracle::{Operands, Real, output, product, transposed, weight_gradient};
-use crate::part::{column_halves, turned};
+use crate::oracle::{Operands, Real, column_sums, output, product, transposed, weight_gradient};
+use crate::part::{column_halves, part, turned};
 use crate::report::{Failure, Report, ensure};
 
 /// Columns of y: one that no vector divides, and one that all do.
@@ -62,6 +62,22 @@ fn through_z(
     (y, ddown)
 }
 
+/// The same with a bias added to the results as they were rounded.
+fn with_bias(model: &Model, y: &Expected, bias: &Real) -> Expected {
+    Expected::new(&y.value + bias, |grade, value| {
+        let error = if grade == Grade::Hard { &y.hard } else { &y.watch };
+        Real::from_shape_fn(value.dim(), |at| model.stored(model.dtype, value[at], error[at]))
+    })
+}
+
+/// The gradient of a bias that is added to every row.
+fn sums_of_rows(model: &Model, dy: &Real) -> Expected {
+    let (ones, exact) = (bias_gradient_input(dy.nrows()), Real::zeros(dy.dim()));
+    Expected::new(column_sums(dy), |grade, value| {
+        model.weight_gradient(grade, &ones, (dy, &exact, &exact), (value, None), Dtype::F32)
+    })
+}
+
 fn one<T: Value, B: SwiGLU<T> + Dense<T>>(
     backend: &B,
     (case, DownCase { out_features, orientation, pad }): (&Case, DownCase),
@@ -79,6 +95,11 @@ fn one<T: Value, B: SwiGLU<T> + Dense<T>>(
     let gated = layer(backend, case, &inputs)?;
     let placed = lies(down);
     let mlp = SwiGLUMlp::load(gated, MatRef::try_from(&placed)?, orientation)?;
+    let bias = case.bias.then(|| part(dy, 0..1, 0..out_features));
+    let mlp = match &bias {
+        Some(bias) => mlp.down_bias(MatRef::try_from(bias)?)?,
+        None => mlp,
+    };
     let mut mlp = mlp.weight_grad(weight_grad)?;
     ensure(mlp.out_features() == out_features, || format!("{} outputs", mlp.out_features()))?;
     ensure(mlp.save_down()?.into_array() == placed, || "another down projection came back".to_owned())?;
@@ -95,7 +116,8 @@ fn one<T: Value, B: SwiGLU<T> + Dense<T>>(
     x.unchanged(backend)?;
     placed_dy.unchanged(backend)?;
 
-    let trained = if weight_grad == WeightGrad::Frozen { 0 } else { 2 };
+    let kinds = 2 + 2 * usize::from(case.bias);
+    let trained = if weight_grad == WeightGrad::Frozen { 0 } else { kinds };
     let gradients: Result<Vec<Array2<f32>>, swiglu_core::Error> =
         mlp.parameters().map(|p| backend.download(p.gradient).map(Matrix::into_array)).collect();
     let gradients = gradients?;
@@ -106,22 +128,35 @@ fn one<T: Value, B: SwiGLU<T> + Dense<T>>(
     let reference = reference(&operands, &down, &dy);
     let route = if weight_grad == WeightGrad::Composed { Route::Composed } else { Route::Fused };
     let wide = gradients.first().map(|_| How { add: false, wide: true });
-    let judged = Case { route, dx: Some(How { add: false, wide: false }), dwf: wide, ..*case };
+    let judged = Case {
+        route,
+        dx: Some(How { add: false, wide: false }),
+        dwf: wide,
+        dbias: wide.filter(|_| case.bias),
+        ..*case
+    };
     let model = config.model(&judged);
     let z = Pre::computed(&model, &operands, &operands.pre_activations()).z(&model, &operands);
-    let (expected_y, expected_ddown) = through_z(&model, &z, (&down, &dy), &reference);
+    let (mut expected_y, expected_ddown) = through_z(&model, &z, (&down, &dy), &reference);
+    if let Some(bias) = &bias {
+        expected_y = with_bias(&model, &expected_y, &real(bias));
+    }
     judge("y", &y, &expected_y, case.dtype, config, report)?;
     judge("y of forward", &plain, &expected_y, case.dtype, config, report)?;
-    if let Some(ddown) = gradients.get(1) {
+    let mut down_gradients = gradients.iter().skip(kinds / 2);
+    if let Some(ddown) = down_gradients.next() {
         let ddown = if orientation == Orientation::OutIn { turned(ddown) } else { ddown.clone() };
         judge("gradient of the down projection", &ddown, &expected_ddown, Dtype::F32, config, report)?;
+    }
+    if let Some(dbias) = down_gradients.next() {
+        judge("gradient of the down bias", dbias, &sums_of_rows(&model, &dy), Dtype::F32, config, report)?;
     }
     let (dz, e_dz) = projected(config, &judged, (&dy, &down));
     let side = Side { operands: &operands, dz: &dz, e_dz: Some(&e_dz) };
     let backward = BackwardOutputs {
         dx: Some(dx.read(backend)?.mapv(T::to_f32)),
         dwf: gradients.first().map(column_halves),
-        dbias: None,
+        dbias: gradients.get(1).filter(|_| case.bias).cloned(),
     };
     // Nobody sees the values that the layer saved, so backward is judged from computed ones, rounded as saved ones are.
     let unseen = ForwardOutputs { z: y, pre: None };
@@ -151,6 +186,7 @@ pub(super) fn check<T: Value, B: SwiGLU<T> + Dense<T>>(
                 gate,
                 keep,
                 down: Some(down),
+                bias: turn % 3 == 1,
                 orientation: Orientation::InOut,
                 seed,
                 ..Case::new(batch, in_features, hidden, T::DTYPE)
