@@ -19,6 +19,7 @@
 //! - Everything that is not tied to a device comes from [`swiglu_core`]; see there for the concepts.
 //! - `swiglu_cpu::Cpu` is the CPU backend, `swiglu_cuda::Cuda` the CUDA backend.
 //! - [`Device`] chooses at run time, for code written once over [`Complete`] backends.
+//! - [`guide`] has a page on each of: which half is the gate, memory, numerics, performance, porting.
 //!
 //! # Crate features
 //!
@@ -29,6 +30,7 @@
 #![forbid(unsafe_code)]
 
 mod device;
+pub mod guide;
 
 pub use device::{Availability, Complete, Device, Job};
 #[cfg(feature = "checkpoint")]
