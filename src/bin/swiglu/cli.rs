@@ -1,11 +1,13 @@
 //! The command line: what it accepts, and nothing of what it does.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::builder::RangedU64ValueParser;
 use clap::{Parser, Subcommand, ValueEnum};
 use swiglu::{Device, Dims, Dtype, Gate, Orientation, Route, Tile};
+use swiglu_testkit::{Case, Check};
 
 /// Fused SwiGLU on this machine.
 #[derive(Clone, Debug, Parser)]
@@ -21,6 +23,9 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     Doctor(DoctorArgs),
     Plan(PlanArgs),
+    Inspect(InspectArgs),
+    Verify(VerifyArgs),
+    Bench(BenchArgs),
 }
 
 /// Says what this machine can run on, what is missing and what to do about it.
@@ -92,6 +97,142 @@ pub(crate) struct PlanArgs {
     /// Whose kernels run: the fused ones, or the platform's matrix product around them.
     #[arg(long, value_name = "ROUTE", value_enum, default_value_t = RouteChoice::Fused)]
     pub(crate) route: RouteChoice,
+}
+
+/// Lists the MLPs of a safetensors checkpoint, and the call that loads each.
+///
+/// Only headers are read. What looks like an MLP but cannot be used is listed with the reason; experts that share a tensor
+/// are listed once.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  swiglu inspect model.safetensors
+  swiglu inspect model.safetensors.index.json
+  swiglu inspect folder-of-a-model --json | jq '.mlps[].name'")]
+pub(crate) struct InspectArgs {
+    /// A safetensors file, an index of shards, or a folder that holds either.
+    #[arg(value_name = "FILE")]
+    pub(crate) path: PathBuf,
+
+    /// Print one JSON object instead of lines.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Compares this machine's results with oracles in f64 and in exact integers.
+///
+/// Runs the suite that every backend of the library passes: random shapes, layouts, gates and data in every pass and element
+/// type, special values, calls that must be refused, the layers. Each line has the worst error relative to the bound that is
+/// proved for it, and where it was. A failure is shrunk to a small case, and printed with the command that runs it again.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  swiglu verify
+  swiglu verify --device cuda --cases 2000 --seed 7
+  swiglu verify --check forward_bf16
+  swiglu verify --case \"m7k33d5 bf16 OutIn split pad3 geglu-erf bias pre dx+ dwf32 normal s42\"")]
+pub(crate) struct VerifyArgs {
+    /// Random cases of each pass and element type; the other checks run a share of that.
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub(crate) cases: u32,
+
+    /// Seed of the random cases.
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub(crate) seed: u64,
+
+    /// Where to compute: auto, cpu, cuda or cuda:N.
+    #[arg(long, value_name = "DEVICE", default_value_t = Device::Auto)]
+    pub(crate) device: Device,
+
+    /// Run this check alone.
+    #[arg(long, value_name = "NAME", value_parser = check)]
+    pub(crate) check: Option<Check>,
+
+    /// Run this case alone, as a failure printed it.
+    #[arg(long, value_name = "CASE", conflicts_with_all = ["cases", "seed"])]
+    pub(crate) case: Option<Case>,
+}
+
+/// Measures the fused op against what it replaces.
+///
+/// Fused, two linears with an elementwise pass between them over the same backend, and, where it exists, the route through
+/// the platform's matrix product, all in interleaved rounds. Rates count 4*B*I*D operations for each of forward, dX and dWf,
+/// and are set in proportion to the best rate of a square product of the same backend in the same run.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  swiglu bench --shape 128,784,512
+  swiglu bench --shape 1,4096,11008 --dtype bf16 --device cuda
+  swiglu bench --shape 512,1024,4096 --pass step --rounds 31 --json")]
+pub(crate) struct BenchArgs {
+    /// Batch, in_features and hidden.
+    #[arg(long, value_name = "B,I,D", default_value = "512,1024,4096")]
+    pub(crate) shape: Shape,
+
+    /// Element type.
+    #[arg(long, value_name = "TYPE", value_enum, default_value_t = DtypeChoice::F32)]
+    pub(crate) dtype: DtypeChoice,
+
+    /// How the weights lie in memory: [I, 2D], or [2D, I] as checkpoints have them.
+    #[arg(long, value_name = "NAME", value_enum, default_value_t = OrientationChoice::InOut)]
+    pub(crate) orientation: OrientationChoice,
+
+    /// Which calls.
+    #[arg(long, value_name = "PASS", value_enum, default_value_t = BenchPass::Forward)]
+    pub(crate) pass: BenchPass,
+
+    /// Where to compute: auto, cpu, cuda or cuda:N.
+    #[arg(long, value_name = "DEVICE", default_value_t = Device::Auto)]
+    pub(crate) device: Device,
+
+    /// Rounds, in each of which everything is measured once.
+    #[arg(long, value_name = "N", default_value_t = 9)]
+    #[arg(value_parser = RangedU64ValueParser::<usize>::new().range(1..=10_000))]
+    pub(crate) rounds: usize,
+
+    /// Print one JSON object instead of lines.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl BenchArgs {
+    /// Operations of one call.
+    pub(crate) fn flop(&self) -> f64 {
+        let Dims { batch, in_features, hidden } = self.shape.0;
+        let products = match self.pass {
+            BenchPass::Forward => 1.0,
+            BenchPass::Step => 3.0,
+        };
+        products * 4.0 * batch as f64 * in_features as f64 * hidden as f64
+    }
+}
+
+/// What `--pass` of `bench` accepts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BenchPass {
+    /// z alone, for inference.
+    Forward,
+    /// Forward that keeps the pre-activations, dX and dWf.
+    Step,
+}
+
+impl BenchPass {
+    /// Its name on the command line.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::Step => "step",
+        }
+    }
+}
+
+/// A check by its name.
+fn check(name: &str) -> Result<Check, String> {
+    Check::ALL.into_iter().find(|check| check.to_string() == name).ok_or_else(|| {
+        let names: Vec<String> = Check::ALL.iter().map(Check::to_string).collect();
+        format!("expected one of {}", names.join(", "))
+    })
 }
 
 /// Any size that is not 0.

@@ -3,12 +3,17 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod cli;
 mod doctor;
 mod failure;
+mod inspect;
 mod machine;
 mod plan;
 mod promise;
+mod stats;
+mod verify;
+mod workload;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -36,6 +41,9 @@ fn run(command: &Command) -> Outcome {
     match command {
         Command::Doctor(args) => doctor::run(args),
         Command::Plan(args) => plan::run(args),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Verify(args) => verify::run(args),
+        Command::Bench(args) => bench::run(args),
     }
 }
 
