@@ -267,6 +267,20 @@ fn bench_compares_with_the_unfused_op() {
 }
 
 #[test]
+fn bench_draws_what_it_measured() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("rates.svg");
+    let bench = ["bench", "--device", "cpu", "--shape", "8,32,16", "--rounds", "1", "--svg"];
+    swiglu(&bench).arg(&file).assert().success();
+    let svg = std::fs::read_to_string(&file).expect("the drawing");
+    assert!(svg.starts_with("<svg") && svg.contains("two linears + elementwise"), "{svg}");
+
+    // Below a file: refused to every user, root included.
+    let assert = swiglu(&bench).arg(file.join("below")).assert().code(1);
+    assert!(stderr(&assert).starts_with("swiglu: cannot write"), "{}", stderr(&assert));
+}
+
+#[test]
 fn a_bench_that_cannot_run_says_what_to_do() {
     let assert = swiglu(&["bench", "--device", "cuda:4096"]).assert().code(1);
     assert!(stderr(&assert).starts_with("swiglu: cuda:4096 is unavailable"), "{}", stderr(&assert));

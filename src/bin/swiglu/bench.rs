@@ -8,8 +8,9 @@ use swiglu::{
     Backend, Complete, Dense, Dims, Dtype, Element, Job, Result, Route, SwiGLU, Unfused, bf16, f16,
 };
 
+use crate::chart::{self, Bar};
 use crate::cli::BenchArgs;
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::stats::Spread;
 use crate::workload::{Square, Workload};
 use crate::{print, print_json};
@@ -80,11 +81,27 @@ impl Entry {
     }
 }
 
+impl Report {
+    /// The device, and what was measured on it.
+    fn title(&self) -> String {
+        let Self { backend, dtype, pass, dims: Sizes { batch, in_features, hidden }, .. } = self;
+        format!("{backend}, {dtype}, {pass}, shape {batch},{in_features},{hidden}")
+    }
+
+    fn svg(&self) -> Result<String, String> {
+        let bar = |entry: &Entry| {
+            let Entry { name, gflop_per_second: rate, percent_of_peak, .. } = entry;
+            let label = format!("{rate:.1} GFLOP/s, {percent_of_peak:.0}% of peak");
+            Bar { name: (*name).to_owned(), rate: *rate, label }
+        };
+        chart::to_svg(&self.title(), &self.entries.iter().map(bar).collect::<Vec<_>>())
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { backend, dtype, pass, dims, rounds, flop, peak_size, peak_gflop_per_second, .. } = self;
-        let Sizes { batch, in_features, hidden } = dims;
-        writeln!(f, "{backend}, {dtype}, {pass}, shape {batch},{in_features},{hidden}")?;
+        let Self { rounds, flop, peak_size, peak_gflop_per_second, .. } = self;
+        writeln!(f, "{}", self.title())?;
         writeln!(
             f,
             "{:.3} GFLOP a call, 4*B*I*D a product; {rounds} interleaved rounds, random data",
@@ -119,6 +136,11 @@ impl fmt::Display for Entry {
 
 pub(crate) fn run(args: &BenchArgs) -> Outcome {
     let report = args.device.run(Measuring(args))??;
+    if let Some(path) = &args.svg {
+        let written =
+            report.svg().and_then(|svg| std::fs::write(path, svg).map_err(|error| error.to_string()));
+        written.map_err(|error| Failure::Message(format!("cannot write {}: {error}", path.display())))?;
+    }
     if args.json {
         print_json(&report)?;
     } else {

@@ -194,6 +194,10 @@ pub(crate) struct BenchArgs {
     /// Print one JSON object instead of lines.
     #[arg(long)]
     pub(crate) json: bool,
+
+    /// Draw the rates as SVG.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
 }
 
 impl BenchArgs {

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod chart;
 mod cli;
 mod doctor;
 mod failure;
