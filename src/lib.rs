@@ -25,6 +25,7 @@
 //!
 //! - `cpu` (default): the CPU backend. Without it `Device::Cpu` is unavailable.
 //! - `checkpoint`: safetensors checkpoints into weights and back, as the module `checkpoint`.
+//! - `cli`: the command line, `swiglu`.
 //! - `cuda`: the CUDA backend. Builds without a CUDA toolkit; driver and compiler are looked for at run time.
 
 #![forbid(unsafe_code)]
