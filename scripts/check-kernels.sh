@@ -4,7 +4,7 @@
 #
 #   check-kernels.sh [install]   install: only put NVRTC into target/nvrtc, the one step that needs the network
 #
-# SWIGLU_KERNELS=all compiles every kernel for every architecture, some 9200 in all; the default is a sixth of that.
+# SWIGLU_KERNELS=all compiles every kernel for every architecture, some 11700 in all; the default is a tenth of that.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

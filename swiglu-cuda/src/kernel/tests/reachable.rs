@@ -196,21 +196,26 @@ fn beside_products(found: &mut Found) {
     }
 }
 
+fn f16_as_bf16(dtype: Dtype) -> Dtype {
+    if dtype == Dtype::F16 { Dtype::Bf16 } else { dtype }
+}
+
 /// The kernel with everything made equal that a thinned sweep need not try on every architecture: what is left is
-/// family, kind of product or pass, element types and tile.
+/// family, kind of product or pass, element types (f16 counts as bf16 in products) and tile.
 pub(super) fn class(kernel: Kernel) -> Kernel {
     let swiglu = GateCode(0);
     match kernel {
         Kernel::Gemm(gemm) => {
             let product = match gemm.product {
-                Product::Store { out } => Product::Store { out },
+                Product::Store { out } => Product::Store { out: f16_as_bf16(out) },
                 Product::Gate(_) => Product::Gate(swiglu),
                 Product::GateGradient(_) => Product::GateGradient(swiglu),
                 Product::Cotangents(_) => Product::Cotangents(swiglu),
             };
             let vectors = Vectors::default();
             let hopper = Hopper { forms: gemm.hopper.forms.map(|_| swiglu), ..gemm.hopper };
-            Kernel::Gemm(Gemm { a_trans: false, b_trans: false, product, vectors, hopper, ..gemm })
+            let dtype = f16_as_bf16(gemm.dtype);
+            Kernel::Gemm(Gemm { dtype, a_trans: false, b_trans: false, product, vectors, hopper, ..gemm })
         }
         Kernel::Gemv { dtype, rows, .. } => {
             Kernel::Gemv { dtype, b_trans: false, gate: swiglu, rows, vectors: false }
@@ -226,7 +231,8 @@ pub(super) fn class(kernel: Kernel) -> Kernel {
 /// than SwiGLU in one more type, arrangement of the weights or kind of product; and another number of parts of k: `sm90` has
 /// one and, in bf16, two; `sliced` has two and 16. Each gate function has it along `[I, 2D]` weights, in forwards and in
 /// gate gradients, in bf16 on `mma` and in f32 on `simt`; in `sm90`, where NVRTC takes two seconds for each kernel, in bf16,
-/// by pairs of blocks and into boxes alone, for products that make dz too; and in `sliced` with one number of parts.
+/// by pairs of blocks and into boxes alone, for products that make dz too; in `sliced` with one number of parts; and in
+/// `decode` for 16 rows.
 pub(super) fn is_one_more(kernel: Kernel) -> bool {
     if let Kernel::Gemm(Gemm { family, dtype, parts, .. }) = kernel {
         let one = match family {
@@ -256,6 +262,7 @@ pub(super) fn is_one_more(kernel: Kernel) -> bool {
             dtype == Dtype::F32 || !hopper.pairs || !hopper.boxes
         }
         Kernel::Gemm(Gemm { product: Product::Cotangents(_), .. }) => true,
+        Kernel::Decode(Decode { rows, .. }) => rows != 16,
         Kernel::Gemm(Gemm { family: Family::Sliced, parts, .. }) => parts > 2,
         Kernel::Gemm(Gemm { family: Family::Mma, dtype, .. }) => dtype == Dtype::F32,
         Kernel::Gemm(Gemm { family: Family::Simt, dtype, .. }) => dtype != Dtype::F32,
