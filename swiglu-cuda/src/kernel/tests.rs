@@ -41,15 +41,21 @@ fn all() -> Vec<Job> {
         .collect()
 }
 
+/// 8.6 and 8.9, which run what 8.0 runs with less shared memory, are left to the whole sweep.
+fn is_sibling((facts, _): &Job) -> bool {
+    facts.capability.major == 8 && facts.capability.minor > 0
+}
+
 /// Each kernel for one architecture, in turn, and for each architecture the first of a class that it would lack; less
 /// those that are [one more](reachable::is_one_more).
 fn thinned(all: &[Job]) -> Vec<Job> {
+    let all: Vec<Job> = all.iter().copied().filter(|job| !is_sibling(job)).collect();
     let mut homes = HashMap::<Kernel, Vec<Facts>>::new();
     for &(facts, kernel) in all.iter().filter(|(_, kernel)| !reachable::is_one_more(*kernel)) {
         homes.entry(kernel).or_default().push(facts);
     }
     let mut jobs = Vec::new();
-    for (_, kernel) in all {
+    for (_, kernel) in &all {
         // Removed when it is met for the first time, so that the order is that of `all`.
         if let Some(homes) = homes.remove(kernel) {
             jobs.push((homes[jobs.len() % homes.len()], *kernel));
@@ -57,7 +63,7 @@ fn thinned(all: &[Job]) -> Vec<Job> {
     }
     let mut covered: HashSet<Job> =
         jobs.iter().map(|&(facts, kernel)| (facts, reachable::class(kernel))).collect();
-    for &(facts, kernel) in all {
+    for &(facts, kernel) in &all {
         if covered.insert((facts, reachable::class(kernel))) {
             jobs.push((facts, kernel));
         }
@@ -67,9 +73,10 @@ fn thinned(all: &[Job]) -> Vec<Job> {
 
 #[test]
 fn thinning_leaves_no_kernel_and_no_class_out() {
-    let all = all();
+    let mut all = all();
     let thinned = thinned(&all);
     println!("{} of {} compilations", thinned.len(), all.len());
+    all.retain(|job| !is_sibling(job));
     assert_eq!(thinned.iter().collect::<HashSet<_>>().len(), thinned.len(), "no job is there twice");
     let kernels = |jobs: &[Job]| jobs.iter().map(|&(_, kernel)| kernel).collect::<HashSet<_>>();
     let left_out: Vec<_> = kernels(&all).difference(&kernels(&thinned)).copied().collect();
