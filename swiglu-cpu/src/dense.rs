@@ -4,14 +4,15 @@ use swiglu_core::ops::{
     AdamWStep, AddBias, ColumnSums, CrossEntropy, GateBackward, GateForward, GatherRows, MatMul,
 };
 use swiglu_core::{
-    Checked, Dense, Element, Error, Gradient, Host, MatMut, MatRef, Op, Out, Result, Target, Tile, bf16, f16,
+    Checked, Dense, Dtype, Element, Error, Gradient, Host, MatMut, MatRef, Op, Out, Result, Target, Tile,
+    bf16, f16,
 };
 
 use crate::arena::{Tasks, Workspace};
 use crate::backend::Cpu;
 use crate::backend::Pass;
 use crate::gemm::gemm;
-use crate::grid::Grid;
+use crate::grid::{Grid, Tiling};
 use crate::kernels::Kernel;
 use crate::output::Store;
 use crate::pack::{Along, Columns, Factor, Rows, SourceA};
@@ -79,8 +80,9 @@ impl<T: Element> Pass for Product<'_, T> {
     fn run<K: Kernel>(self, kernel: K, workspace: &mut Workspace, threads: usize) -> Result<()> {
         let MatMul { a, op_a, b, op_b, c } = self.0;
         let ((m, n), (_, k)) = (c.shape(), op_a.shape(a.shape()));
-        let grid = Grid::new::<K, Factor<'_, T>>(m, n, k, Tile::Auto, threads);
-        workspace.grow(threads, grid.task_len::<K>(), 0)?;
+        let tiling = Tiling::with(kernel, T::DTYPE == Dtype::Bf16);
+        let grid = Grid::new::<Factor<'_, T>>(tiling, [m, n, k], Tile::Auto, threads);
+        workspace.grow(threads, grid.task_len(), 0)?;
         let (tasks, _) = workspace.parts(0);
         let along = match op_b {
             Op::N => Along::Rows,

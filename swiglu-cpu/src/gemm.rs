@@ -9,10 +9,9 @@ use std::ops::Range;
 use swiglu_core::{Dtype, Element};
 
 use crate::arena::Tasks;
-use crate::grid::{Grid, even_parts};
-use crate::kernels::{Kernel, Panel};
+use crate::grid::{Grid, Tiling, even_parts};
+use crate::kernels::{Kernel, KernelVisitor, Panel};
 use crate::pack::{SourceA, SourceB};
-use crate::word::Word;
 
 /// Where finished accumulators go. Splits along with the blocks, so that every task owns its part.
 pub(crate) trait Output: Send + Sized {
@@ -26,8 +25,8 @@ pub(crate) trait Output: Send + Sized {
     fn store<K: Kernel>(&mut self, rows: Range<usize>, cols: Range<usize>, accumulators: &[f32]);
 }
 
-/// output = a . b, in blocks of `grid`, on the current thread pool: with the kernel for bf16 where both are bf16 and
-/// there is one.
+/// output = a . b, in blocks of `grid`, on the current thread pool: with the kernel for bf16 where both are bf16. The
+/// grid is made for the same kernel.
 pub(crate) fn gemm<K, A, B, O>(kernel: K, grid: &Grid, a: &A, b: &B, output: O, tasks: Tasks<'_>)
 where
     K: Kernel,
@@ -35,40 +34,43 @@ where
     B: SourceB,
     O: Output,
 {
-    const { assert!(same_panels::<K, K::Bf16>(), "a grid serves both kernels of an instruction set") };
-    if const { is_bf16::<A::Element>() && is_bf16::<B::Element>() }
-        && let Some(kernel) = kernel.bf16()
-    {
-        return tiled(kernel, grid, a, b, output, tasks);
+    let product = Product { grid, a, b, output, tasks };
+    if const { is_bf16::<A::Element>() && is_bf16::<B::Element>() } {
+        kernel.for_bf16(product);
+    } else {
+        product.visit(kernel);
     }
-    tiled(kernel, grid, a, b, output, tasks);
-}
-
-/// Whether two kernels work in the same scratch.
-const fn same_panels<K: Kernel, L: Kernel>() -> bool {
-    K::MR == L::MR && K::NR == L::NR && K::KC == L::KC && K::A_STRIDE == L::A_STRIDE
 }
 
 pub(crate) const fn is_bf16<T: Element>() -> bool {
     matches!(T::DTYPE, Dtype::Bf16)
 }
 
-fn tiled<K, A, B, O>(kernel: K, grid: &Grid, a: &A, b: &B, output: O, tasks: Tasks<'_>)
-where
-    K: Kernel,
-    A: SourceA,
-    B: SourceB,
-    O: Output,
-{
-    let work = |rows: Range<usize>, cols: Range<usize>, mut output: O| {
-        tasks.with(grid.task_len::<K>(), |scratch| {
-            kernel.vectorize(
-                #[inline(always)]
-                || block(kernel, grid, a, b, Part { rows, cols }, &mut output, scratch),
-            );
-        });
-    };
-    divide(grid, 0..grid.m, 0..grid.n, output, &work);
+/// A product that only lacks a kernel.
+struct Product<'a, A, B, O> {
+    grid: &'a Grid,
+    a: &'a A,
+    b: &'a B,
+    output: O,
+    tasks: Tasks<'a>,
+}
+
+impl<A: SourceA, B: SourceB, O: Output> KernelVisitor for Product<'_, A, B, O> {
+    type Output = ();
+
+    fn visit<K: Kernel>(self, kernel: K) {
+        let Self { grid, a, b, output, tasks } = self;
+        debug_assert_eq!(grid.tiling, Tiling::of::<K>(), "a grid for this kernel");
+        let work = |rows: Range<usize>, cols: Range<usize>, mut output: O| {
+            tasks.with(grid.task_len(), |scratch| {
+                kernel.vectorize(
+                    #[inline(always)]
+                    || block(kernel, grid, a, b, Part { rows, cols }, &mut output, scratch),
+                );
+            });
+        };
+        divide(grid, 0..grid.m, 0..grid.n, output, &work);
+    }
 }
 
 /// Halves the output until one block is left. Which thread takes which half changes nothing but the time.
@@ -119,16 +121,17 @@ where
     O: Output,
 {
     let Part { rows, cols } = part;
-    let [a_len, b_len, _] = grid.scratch::<K>();
+    let [a_len, b_len, _] = grid.scratch();
+    let held = kernel.hold();
     let (a_panels, rest) = scratch.split_at_mut(a_len);
     let (b_panels, accumulators) = rest.split_at_mut(b_len);
     let row_panels = rows.len().div_ceil(K::MR);
     let col_panels = cols.len().div_ceil(grid.width);
-    let depths = grid.depths::<K>();
+    let depths = grid.depths();
     for depth in 0..depths {
-        let ks = grid.depth::<K>(depth);
+        let ks = grid.depth(depth);
         let (first, last) = (depth == 0, depth + 1 == depths);
-        let words = ks.len().div_ceil(K::Word::STEP);
+        let words = K::words(ks.len());
         let (a_stride, b_stride) = (words * K::A_STRIDE, words * K::NR);
         b.pack(kernel, cols.clone(), ks.clone(), &mut b_panels[..col_panels * b_stride]);
         for (i, rows) in even_parts(rows.clone(), K::MR).enumerate() {
@@ -140,12 +143,13 @@ where
                 let a_panel = &a_panels[i * a_stride..][..a_stride];
                 // With a single depth a tile is stored at once, so all of them can share one place.
                 let place = if depths == 1 { 0 } else { (j * row_panels + i) * K::MR * K::NR };
-                let c = &mut accumulators[place..][..panel_rows.len() * K::NR];
+                let c = &mut accumulators[place..][..K::MR * K::NR];
                 let a_panel = Panel { rows: panel_rows.len(), depth: words, floats: a_panel };
-                kernel.tile(a_panel, b_panel, c, first);
+                kernel.tile(&held, a_panel, b_panel, c, first);
                 if last {
                     let within = panel_rows.start - rows.start..panel_rows.end - rows.start;
                     let col = start - cols.start;
+                    let c = &c[..panel_rows.len() * K::NR];
                     output.store::<K>(within, col..(col + grid.width).min(cols.len()), c);
                 }
             }

@@ -5,9 +5,55 @@ use std::ops::Range;
 
 use swiglu_core::Tile;
 
-use crate::kernels::Kernel;
+use crate::kernels::{Kernel, KernelVisitor};
 use crate::pack::SourceB;
 use crate::word::Word;
+
+/// What blocks depend on of the kernel that multiplies them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tiling {
+    pub(crate) mr: usize,
+    pub(crate) nr: usize,
+    /// Elements along k of a panel of full depth.
+    depth: usize,
+    /// Elements along k of a group of words.
+    group: usize,
+    /// Words of a panel of full depth.
+    kc: usize,
+    pub(crate) a_stride: usize,
+}
+
+impl Tiling {
+    /// That of one kernel.
+    pub(crate) const fn of<K: Kernel>() -> Self {
+        Self {
+            mr: K::MR,
+            nr: K::NR,
+            depth: K::KC * K::Word::STEP,
+            group: K::GROUP * K::Word::STEP,
+            kc: K::KC,
+            a_stride: K::A_STRIDE,
+        }
+    }
+
+    /// That of the kernel with which an instruction set multiplies bf16 with bf16, or everything else.
+    pub(crate) fn with<K: Kernel>(kernel: K, bf16: bool) -> Self {
+        struct Of;
+        impl KernelVisitor for Of {
+            type Output = Tiling;
+            fn visit<K: Kernel>(self, _: K) -> Tiling {
+                Tiling::of::<K>()
+            }
+        }
+        if bf16 { kernel.for_bf16(Of) } else { Of.visit(kernel) }
+    }
+
+    /// Words of a panel that holds `len` elements along k, at most those of full depth.
+    fn words(&self, len: usize) -> usize {
+        let groups = len.min(self.depth).div_ceil(self.group);
+        groups * self.group * self.kc / self.depth
+    }
+}
 
 /// The blocks of one product `[m, k] . [k, n]`. Each is one task, and owns its part of the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +61,7 @@ pub(crate) struct Grid {
     pub(crate) m: usize,
     pub(crate) n: usize,
     pub(crate) k: usize,
+    pub(crate) tiling: Tiling,
     /// Rows of a block.
     pub(crate) row_edge: usize,
     /// Columns of a block.
@@ -26,44 +73,40 @@ pub(crate) struct Grid {
 }
 
 impl Grid {
-    /// Row panels of a block: 76 x 16 x 192 floats of A are 934 KB with AVX-512. They are read once for each panel of B
-    /// and stay in L2; so many of them pay for packing B.
-    const ROW_PANELS: usize = 76;
-    /// Tiles of a block: with 76 row panels 16 x 192 x 32 floats of B, 393 KB, and 2.2 MB of accumulators, which are
-    /// touched once for each KC of depth.
-    const TILES: usize = 1216;
+    /// Rows of a block: of 76 panels of 14 rows 76 x 16 x 192 floats of A are 934 KB with AVX-512. They are read once for
+    /// each panel of B and stay in L2; so many of them pay for packing B.
+    const ROWS: usize = 76 * 14;
+    /// Accumulators of a block: with 76 row panels 16 x 192 x 32 floats of B, 393 KB, and 2.2 MB of accumulators, which
+    /// are touched once for each KC of depth.
+    const ACCUMULATORS: usize = Self::ROWS * 16 * 32;
     /// Column panels of a block with some rows, where packing B is much of the work: longer runs of each of its rows.
     const COL_PANELS: usize = 32;
-    /// The same with at most FEW row panels, where packing B is all the work: 8 x 24 KiB of it, which are still in L2 when
+    /// The same with at most FEW_ROWS rows, where packing B is all the work: 8 x 24 KiB of it, which are still in L2 when
     /// they are multiplied. 34 ms for 60 at 1, 4096, 11008 along `[2D, I]` weights.
     const FEW_COL_PANELS: usize = 8;
-    const FEW: usize = 2;
+    const FEW_ROWS: usize = 2 * 16;
 
     /// Chooses blocks for `threads` threads: of the size that fits L2, smaller where threads would idle, or of the
     /// edge that the caller asked for.
-    pub(crate) fn new<K: Kernel, B: SourceB>(
-        m: usize,
-        n: usize,
-        k: usize,
-        tile: Tile,
-        threads: usize,
-    ) -> Self {
-        let width = B::width(K::NR);
+    pub(crate) fn new<B: SourceB>(tiling: Tiling, [m, n, k]: [usize; 3], tile: Tile, threads: usize) -> Self {
+        let width = B::width(tiling.nr);
         let (row_edge, col_edge) = match tile.edge() {
             Some(edge) => (edge, edge),
-            None => Self::automatic::<K>(m, n, width, threads),
+            None => Self::automatic(tiling, (m, n), width, threads),
         };
         let col_edge = even_share(n, col_edge).next_multiple_of(width);
-        Self { m, n, k, row_edge: even_share(m, row_edge), col_edge, width, parts: B::PARTS }
+        Self { m, n, k, tiling, row_edge: even_share(m, row_edge), col_edge, width, parts: B::PARTS }
     }
 
-    fn automatic<K: Kernel>(m: usize, n: usize, width: usize, threads: usize) -> (usize, usize) {
-        let mut row_panels = m.div_ceil(K::MR).clamp(1, Self::ROW_PANELS);
-        let most = if row_panels <= Self::FEW { Self::FEW_COL_PANELS } else { Self::COL_PANELS };
-        let mut col_panels = n.div_ceil(width).clamp(1, (Self::TILES / row_panels).min(most));
+    fn automatic(tiling: Tiling, (m, n): (usize, usize), width: usize, threads: usize) -> (usize, usize) {
+        let mr = tiling.mr;
+        let mut row_panels = m.div_ceil(mr).clamp(1, Self::ROWS / mr);
+        let most = if row_panels * mr <= Self::FEW_ROWS { Self::FEW_COL_PANELS } else { Self::COL_PANELS };
+        let tiles = Self::ACCUMULATORS / (mr * tiling.nr);
+        let mut col_panels = n.div_ceil(width).clamp(1, (tiles / row_panels).min(most));
         // Two blocks for each thread, so that one that is late costs half a share at most.
         let too_few =
-            |rows: usize, cols: usize| m.div_ceil(rows * K::MR) * n.div_ceil(cols * width) < 2 * threads;
+            |rows: usize, cols: usize| m.div_ceil(rows * mr) * n.div_ceil(cols * width) < 2 * threads;
         while threads > 1 && row_panels * col_panels > 1 && too_few(row_panels, col_panels) {
             if col_panels > 1 {
                 col_panels = col_panels.div_ceil(2);
@@ -71,18 +114,18 @@ impl Grid {
                 row_panels = row_panels.div_ceil(2);
             }
         }
-        (row_panels * K::MR, col_panels * width)
+        (row_panels * mr, col_panels * width)
     }
 
     /// Number of depths that k is cut into, at least one.
-    pub(crate) fn depths<K: Kernel>(&self) -> usize {
-        (self.parts * self.depths_of_part::<K>()).max(1)
+    pub(crate) fn depths(&self) -> usize {
+        (self.parts * self.depths_of_part()).max(1)
     }
 
     /// The range of k of a depth; empty behind the last one.
-    pub(crate) fn depth<K: Kernel>(&self, depth: usize) -> Range<usize> {
-        let (share, edge) = (self.k / self.parts, K::KC * K::Word::STEP);
-        let depths = self.depths_of_part::<K>().max(1);
+    pub(crate) fn depth(&self, depth: usize) -> Range<usize> {
+        let (share, edge) = (self.k / self.parts, self.tiling.depth);
+        let depths = self.depths_of_part().max(1);
         let start = (depth % depths * edge).min(share);
         let part = depth / depths;
         if part < self.parts {
@@ -92,8 +135,8 @@ impl Grid {
         }
     }
 
-    fn depths_of_part<K: Kernel>(&self) -> usize {
-        (self.k / self.parts).div_ceil(K::KC * K::Word::STEP)
+    fn depths_of_part(&self) -> usize {
+        (self.k / self.parts).div_ceil(self.tiling.depth)
     }
 
     /// Number of blocks.
@@ -101,27 +144,18 @@ impl Grid {
         self.m.div_ceil(self.row_edge) * self.n.div_ceil(self.col_edge)
     }
 
-    /// Panels of A in a block of full size.
-    fn row_panels<K: Kernel>(&self) -> usize {
-        self.row_edge.div_ceil(K::MR)
-    }
-
-    fn col_panels(&self) -> usize {
-        self.col_edge.div_ceil(self.width)
-    }
-
     /// Floats of packed A, packed B and accumulators that a task works in.
-    pub(crate) fn scratch<K: Kernel>(&self) -> [usize; 3] {
-        let a = self.row_panels::<K>() * K::KC.min(self.k) * K::A_STRIDE;
-        let b = self.col_panels() * K::KC.min(self.k) * K::NR;
-        let tiles =
-            if self.k > K::KC || self.parts > 1 { self.row_panels::<K>() * self.col_panels() } else { 1 };
-        [a, b, tiles * K::MR * K::NR]
+    pub(crate) fn scratch(&self) -> [usize; 3] {
+        let Tiling { mr, nr, a_stride, .. } = self.tiling;
+        let (words, col_panels) = (self.tiling.words(self.k), self.col_edge.div_ceil(self.width));
+        let row_panels = self.row_edge.div_ceil(mr);
+        let tiles = if self.depths() > 1 { row_panels * col_panels } else { 1 };
+        [row_panels * words * a_stride, col_panels * words * nr, tiles * mr * nr]
     }
 
     /// Floats that a task works in.
-    pub(crate) fn task_len<K: Kernel>(&self) -> usize {
-        self.scratch::<K>().iter().sum()
+    pub(crate) fn task_len(&self) -> usize {
+        self.scratch().iter().sum()
     }
 }
 
@@ -161,29 +195,38 @@ mod tests {
         }
     }
 
+    const TILING: Tiling = Tiling::of::<Portable>();
+
     #[test]
     fn small_products_are_cut_for_every_thread() {
-        let grid = Grid::new::<Portable, Paired<'_, f32>>(8, 64, 10, Tile::Auto, 2);
+        let grid = Grid::new::<Paired<'_, f32>>(TILING, [8, 64, 10], Tile::Auto, 2);
         assert!(grid.blocks() >= 2, "{grid:?}");
-        let one = Grid::new::<Portable, Stacked<'_, f32>>(1, 1, 1, Tile::Auto, 8);
+        let one = Grid::new::<Stacked<'_, f32>>(TILING, [1, 1, 1], Tile::Auto, 8);
         assert_eq!(one.blocks(), 1);
     }
 
     #[test]
     fn depths_cover_k_and_no_seam_lies_inside() {
         for k in [0, 2, 256, 500, 512, 514, 1026] {
-            let grid = Grid::new::<Portable, Stacked<'_, f32>>(1, 1, k, Tile::Auto, 1);
-            let ks: Vec<_> = (0..grid.depths::<Portable>()).map(|d| grid.depth::<Portable>(d)).collect();
+            let grid = Grid::new::<Stacked<'_, f32>>(TILING, [1, 1, k], Tile::Auto, 1);
+            let ks: Vec<_> = (0..grid.depths()).map(|d| grid.depth(d)).collect();
             assert!(ks.windows(2).all(|pair| pair[0].end == pair[1].start), "{ks:?}");
             assert!(ks.iter().all(|ks| ks.end <= k / 2 || ks.start >= k / 2), "{ks:?}");
             assert_eq!((ks[0].start, ks[ks.len() - 1].end), (0, k));
-            assert!(grid.depth::<Portable>(ks.len()).is_empty(), "nothing comes after {ks:?}");
+            assert!(grid.depth(ks.len()).is_empty(), "nothing comes after {ks:?}");
         }
     }
 
     #[test]
+    fn panels_hold_whole_groups() {
+        let tiling = Tiling { mr: 32, nr: 32, depth: 512, group: 32, kc: 256, a_stride: 32 };
+        assert_eq!([1, 32, 33, 500, 512, 4096].map(|len| tiling.words(len)), [16, 16, 32, 256, 256, 256]);
+        assert_eq!([0, 1, 300].map(|len| TILING.words(len)), [0, 1, 256]);
+    }
+
+    #[test]
     fn a_tile_option_sets_the_edge() {
-        let grid = Grid::new::<Portable, Paired<'_, f32>>(1000, 1000, 10, Tile::T32, 2);
+        let grid = Grid::new::<Paired<'_, f32>>(TILING, [1000, 1000, 10], Tile::T32, 2);
         assert!(grid.row_edge <= 32 && grid.col_edge <= 32, "{grid:?}");
     }
 }

@@ -4,8 +4,10 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
-use swiglu_core::{Error, Result};
+use swiglu_core::{Dtype, Error, Result};
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use crate::kernels::Amx;
 #[cfg(target_arch = "aarch64")]
 use crate::kernels::Neon;
 #[cfg(target_arch = "x86_64")]
@@ -15,8 +17,8 @@ use crate::kernels::{Kernel, KernelVisitor, Portable};
 /// An instruction set that kernels exist for.
 ///
 /// Results of one instruction set are the same bits on every machine that has it. Two of them differ in the last
-/// bits: [`Isa::Portable`] rounds each product, [`Isa::Avx512Bf16`] sums pairs of bf16, the others fuse the multiply with
-/// the add.
+/// bits: [`Isa::Portable`] rounds each product, [`Isa::Avx512Bf16`] and [`Isa::Amx`] sum some products of bf16 first, the
+/// others fuse the multiply with the add.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Isa {
@@ -29,13 +31,15 @@ pub enum Isa {
     /// The same, with bf16 multiplied by AVX-512-BF16's dot product of pairs. It counts subnormals as 0. Chosen by
     /// itself only where it is faster than widening bf16 to f32: on AMD, not on Intel.
     Avx512Bf16,
+    /// AVX-512, with bf16 multiplied in AMX's tile registers. It counts subnormals as 0. On Linux.
+    Amx,
     /// NEON.
     Neon,
 }
 
 impl Isa {
     /// Most capable first.
-    const ALL: [Isa; 5] = [Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::Portable];
+    const ALL: [Isa; 6] = [Isa::Amx, Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::Portable];
 
     /// What this machine has, the most capable first.
     ///
@@ -57,6 +61,8 @@ impl Isa {
             Isa::Avx512 => Avx512::detect().is_some(),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16 => Avx512Bf16::detect().is_some(),
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Isa::Amx => Amx::detect().is_some(),
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => Neon::detect().is_some(),
             #[allow(unreachable_patterns, reason = "which of them are left depends on the target")]
@@ -87,6 +93,17 @@ impl Isa {
         }
     }
 
+    /// Whether products of this type count subnormal numbers as 0.
+    ///
+    /// ```
+    /// use swiglu_core::Dtype;
+    /// use swiglu_cpu::Isa;
+    /// assert!(Isa::Amx.flushes_subnormals(Dtype::Bf16) && !Isa::Amx.flushes_subnormals(Dtype::F32));
+    /// ```
+    pub fn flushes_subnormals(self, dtype: Dtype) -> bool {
+        matches!(self, Isa::Avx512Bf16 | Isa::Amx) && dtype == Dtype::Bf16
+    }
+
     /// This one, if the machine has it.
     pub(crate) fn require(self) -> Result<Self> {
         if self.is_available() {
@@ -102,6 +119,11 @@ impl Isa {
     /// (see [`require`](Isa::require)); the portable kernel would run.
     pub(crate) fn dispatch<V: KernelVisitor>(self, visitor: V) -> V::Output {
         match self {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Isa::Amx => match Avx512::detect_amx() {
+                Some(kernel) => visitor.visit(kernel),
+                None => visitor.visit(Portable),
+            },
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16 => match Avx512::detect_bf16() {
                 Some(kernel) => visitor.visit(kernel),
@@ -146,6 +168,7 @@ impl fmt::Display for Isa {
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
             Isa::Avx512Bf16 => "avx512bf16",
+            Isa::Amx => "amx",
             Isa::Neon => "neon",
         })
     }
@@ -157,7 +180,8 @@ impl FromStr for Isa {
     fn from_str(name: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|isa| isa.to_string() == name).ok_or_else(|| Error::Unavailable {
             device: format!("cpu-{name}"),
-            reason: "unknown instruction set, expected portable, avx2, avx512, avx512bf16 or neon".into(),
+            reason: "unknown instruction set, expected portable, avx2, avx512, avx512bf16, amx or neon"
+                .into(),
         })
     }
 }

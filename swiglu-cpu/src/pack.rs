@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use swiglu_core::{Element, Host, MatRef};
 
-use crate::kernels::{Block, EDGE, Kernel, prefetch};
+use crate::kernels::{Block, EDGE, Kernel, PanelOrder, prefetch};
 use crate::word::Word;
 
 /// Bytes of a cache line.
@@ -24,7 +24,7 @@ pub(crate) trait SourceA: Sync {
     type Element: Element;
 
     /// Packs `rows` and `ks`: at most `K::MR` rows, at most `K::KC` words deep. `panel` has `K::A_STRIDE` words for each
-    /// step; those past the last row are left or filled as suits.
+    /// of [`K::words`](Kernel::words); those past the last row are left or filled as suits, those past the last k are zeros.
     fn pack<K: Kernel>(&self, kernel: K, rows: Range<usize>, ks: Range<usize>, panel: &mut [f32]);
 }
 
@@ -38,8 +38,8 @@ pub(crate) trait SourceB: Sync {
     /// Columns of the result that one panel of `nr` columns covers.
     fn width(nr: usize) -> usize;
 
-    /// Packs the panels of a block: `cols` and `ks`, as many words as `ks` has `x K::NR` for each
-    /// [`width`](Self::width) of `cols`; columns that are not there become zeros.
+    /// Packs the panels of a block: `cols` and `ks`, [`K::words`](Kernel::words) of it `x K::NR` for each
+    /// [`width`](Self::width) of `cols`; columns and words that are not there become zeros.
     ///
     /// All panels at once, so that a row of the source is read from end to end while its page is at hand.
     fn pack<K: Kernel>(&self, kernel: K, cols: Range<usize>, ks: Range<usize>, panels: &mut [f32]);
@@ -84,16 +84,32 @@ impl<T: Element> SourceA for Rows<'_, T> {
 
     #[inline(always)]
     fn pack<K: Kernel>(&self, kernel: K, rows: Range<usize>, ks: Range<usize>, panel: &mut [f32]) {
-        const { assert!(K::MR <= EDGE && K::A_STRIDE <= EDGE, "a block holds the rows of a panel") };
+        const {
+            assert!(
+                K::A_STRIDE <= EDGE || K::A_STRIDE.is_multiple_of(EDGE),
+                "blocks hold the rows of a panel"
+            );
+        };
         let edge = EDGE * K::Word::STEP;
         for (start, panel) in ks.clone().step_by(edge).zip(panel.chunks_mut(EDGE * K::A_STRIDE)) {
             let ks = start..ks.end.min(start + edge);
-            let deep = ks.len().div_ceil(K::Word::STEP);
+            let deep = K::words(ks.len());
             for row in rows.clone() {
                 prefetch(ahead(self.0, row, start + LINES_AHEAD * LINE / size_of::<T>()));
             }
-            let block = block::<K::Word, T>(self.0, rows.clone(), ks);
-            put(kernel, &block, panel, K::A_STRIDE, (deep, K::A_STRIDE));
+            for (part, first) in rows.clone().step_by(EDGE).enumerate() {
+                let rows = first..rows.end.min(first + EDGE);
+                let block = block::<K::Word, T>(self.0, rows, ks.clone());
+                match K::A_ORDER {
+                    PanelOrder::Steps => {
+                        let lanes = EDGE.min(K::A_STRIDE);
+                        put(kernel, &block, &mut panel[part * EDGE..], K::A_STRIDE, (deep, lanes));
+                    }
+                    PanelOrder::Runs => {
+                        panel[part * EDGE * EDGE..][..EDGE * EDGE].copy_from_slice(block.as_flattened());
+                    }
+                }
+            }
         }
     }
 }
@@ -131,7 +147,17 @@ impl<T: Element> SourceA for Columns<'_, T> {
     type Element = T;
 
     #[inline(always)]
-    fn pack<K: Kernel>(&self, _: K, rows: Range<usize>, ks: Range<usize>, panel: &mut [f32]) {
+    fn pack<K: Kernel>(&self, kernel: K, rows: Range<usize>, ks: Range<usize>, panel: &mut [f32]) {
+        match K::A_ORDER {
+            PanelOrder::Steps => self.steps::<K>(rows, ks, panel),
+            PanelOrder::Runs => self.runs(kernel, rows, ks, panel),
+        }
+    }
+}
+
+impl<T: Element> Columns<'_, T> {
+    #[inline(always)]
+    fn steps<K: Kernel>(&self, rows: Range<usize>, ks: Range<usize>, panel: &mut [f32]) {
         // Always a whole step of the panel, so that its length is a constant.
         let whole = rows.start..rows.start + K::A_STRIDE;
         let there = whole.end <= self.0.cols();
@@ -142,6 +168,31 @@ impl<T: Element> SourceA for Columns<'_, T> {
             } else {
                 let (first, second) = step::<K::Word, T>(self.0, &ks, k, rows.clone());
                 K::Word::across(first, second, panel);
+            }
+        }
+    }
+
+    /// Blocks of sixteen words and sixteen rows, turned.
+    #[inline(always)]
+    fn runs<K: Kernel>(&self, kernel: K, rows: Range<usize>, ks: Range<usize>, panel: &mut [f32]) {
+        let edge = EDGE * K::Word::STEP;
+        for (start, panel) in ks.clone().step_by(edge).zip(panel.chunks_mut(EDGE * K::A_STRIDE)) {
+            let ks = start..ks.end.min(start + edge);
+            for (first, panel) in rows.clone().step_by(EDGE).zip(panel.chunks_exact_mut(EDGE * EDGE)) {
+                let mut block = [[0.0; EDGE]; EDGE];
+                let whole = first..first + EDGE;
+                for (words, k) in block.iter_mut().zip(ks.clone().step_by(K::Word::STEP)) {
+                    prefetch(ahead(self.0, k + edge, first));
+                    if whole.end <= self.0.cols() {
+                        let (first, second) = step::<K::Word, T>(self.0, &ks, k, whole.clone());
+                        across::<K::Word, T>(first, second, words, EDGE);
+                    } else {
+                        let there = first..self.0.cols();
+                        let (first, second) = step::<K::Word, T>(self.0, &ks, k, there);
+                        K::Word::across(first, second, words);
+                    }
+                }
+                kernel.transpose(&block, panel, EDGE);
             }
         }
     }
@@ -182,12 +233,12 @@ impl<T: Element> Factor<'_, T> {
         panels: &mut [f32],
         lanes: Lanes,
     ) {
-        let panel_len = ks.len().div_ceil(K::Word::STEP) * lanes.nr;
+        let panel_len = K::words(ks.len()) * lanes.nr;
         if panel_len == 0 {
             return;
         }
         match self.along {
-            Along::Rows => self.copy::<K::Word>(cols, ks, panels, lanes),
+            Along::Rows => self.copy::<K>(cols, ks, panels, lanes),
             Along::Columns => {
                 for (panel, start) in
                     panels.chunks_exact_mut(panel_len).zip(cols.clone().step_by(lanes.width))
@@ -201,24 +252,30 @@ impl<T: Element> Factor<'_, T> {
 
     /// k runs along the rows: each row, or each two, are cut into the panels.
     #[inline(always)]
-    fn copy<W: Word>(&self, cols: Range<usize>, ks: Range<usize>, panels: &mut [f32], lanes: Lanes) {
+    fn copy<K: Kernel>(&self, cols: Range<usize>, ks: Range<usize>, panels: &mut [f32], lanes: Lanes) {
         let Lanes { nr, at, width } = lanes;
-        let panel_len = ks.len().div_ceil(W::STEP) * nr;
+        let panel_len = K::words(ks.len()) * nr;
         let whole = cols.len() / width * width;
-        for (deep, k) in ks.clone().step_by(W::STEP).enumerate() {
-            let (first, second) = step::<W, T>(self.matrix, &ks, k, cols.clone());
+        for (deep, k) in ks.clone().step_by(K::Word::STEP).enumerate() {
+            let (first, second) = step::<K::Word, T>(self.matrix, &ks, k, cols.clone());
             let ahead = ahead(self.matrix, k + ROWS_AHEAD, cols.start);
             let mut start = deep * nr + at;
             for lane in (0..whole).step_by(width) {
                 prefetch(ahead.wrapping_add(lane));
                 let second = second.get(lane..).unwrap_or_default();
-                across::<W, T>(&first[lane..], second, &mut panels[start..], width);
+                across::<K::Word, T>(&first[lane..], second, &mut panels[start..], width);
                 start += panel_len;
             }
             if whole < cols.len() {
                 let (full, empty) = panels[start..start + width].split_at_mut(cols.len() - whole);
-                W::across(&first[whole..], second.get(whole..).unwrap_or_default(), full);
+                K::Word::across(&first[whole..], second.get(whole..).unwrap_or_default(), full);
                 empty.fill(0.0);
+            }
+        }
+        // A group of words is whole.
+        for deep in ks.len().div_ceil(K::Word::STEP)..K::words(ks.len()) {
+            for panel in panels.chunks_exact_mut(panel_len) {
+                panel[deep * nr + at..][..width].fill(0.0);
             }
         }
     }
@@ -238,7 +295,7 @@ impl<T: Element> Factor<'_, T> {
         let edge = EDGE * K::Word::STEP;
         for (start, rows) in ks.clone().step_by(edge).zip(panel.chunks_mut(EDGE * nr)) {
             let ks = start..ks.end.min(start + edge);
-            let deep = ks.len().div_ceil(K::Word::STEP);
+            let deep = K::words(ks.len());
             for row in cols.clone() {
                 prefetch(ahead(self.matrix, row, start + LINES_AHEAD * LINE / size_of::<T>()));
             }

@@ -2,14 +2,14 @@
 
 use swiglu_core::ops::{Backward, Forward};
 use swiglu_core::{
-    Dims, Down, Element, Halves, Host, Layout, MatMut, MatRef, Orientation, Out, Problem, Result, Target,
-    Tile, Upstream, UpstreamKind, Weights,
+    Dims, Down, Dtype, Element, Halves, Host, Layout, MatMut, MatRef, Orientation, Out, Problem, Result,
+    Target, Tile, Upstream, UpstreamKind, Weights,
 };
 
 use crate::arena::{Tasks, Workspace};
 use crate::backend::Pass;
 use crate::gemm::gemm;
-use crate::grid::Grid;
+use crate::grid::{Grid, Tiling};
 use crate::kernels::Kernel;
 use crate::output::{Bias, CotangentStore, GateGradientStore, GateStore, Store, StorePair};
 use crate::pack::{Along, Columns, Factor, Paired, Rows, Stacked};
@@ -66,21 +66,26 @@ pub(crate) struct Grids {
 }
 
 impl Grids {
-    pub(crate) fn new<K: Kernel>(problem: &Problem, threads: usize) -> Self {
+    pub(crate) fn new<K: Kernel>(kernel: K, problem: &Problem, threads: usize) -> Self {
         let Dims { batch: b, in_features: i, hidden: d } = problem.dims;
         let tile = problem.options.tile;
+        let bf16 = problem.dtype == Dtype::Bf16;
+        let tiling = Tiling::with(kernel, bf16);
+        // dAB that is computed again is in f32.
+        let saved = !matches!(problem.pass, swiglu_core::Pass::Backward { saved: false, .. });
+        let of_dab = Tiling::with(kernel, bf16 && saved);
         Self {
-            projection: Grid::new::<K, Paired<'_, f32>>(b, d, i, tile, threads),
+            projection: Grid::new::<Paired<'_, f32>>(tiling, [b, d, i], tile, threads),
             dz: match problem.upstream {
                 UpstreamKind::Dz => None,
                 UpstreamKind::Projected { out_features: o, .. } => {
-                    Some(Grid::new::<K, Factor<'_, f32>>(b, d, o, tile, threads))
+                    Some(Grid::new::<Factor<'_, f32>>(tiling, [b, d, o], tile, threads))
                 }
             },
-            dx: Grid::new::<K, Stacked<'_, f32>>(b, i, 2 * d, tile, threads),
+            dx: Grid::new::<Stacked<'_, f32>>(of_dab, [b, i, 2 * d], tile, threads),
             dwf: match problem.orientation {
-                Orientation::InOut => Grid::new::<K, Paired<'_, f32>>(i, d, b, tile, threads),
-                Orientation::OutIn => Grid::new::<K, Factor<'_, f32>>(d, i, b, tile, threads),
+                Orientation::InOut => Grid::new::<Paired<'_, f32>>(of_dab, [i, d, b], tile, threads),
+                Orientation::OutIn => Grid::new::<Factor<'_, f32>>(of_dab, [d, i, b], tile, threads),
             },
         }
     }
@@ -96,22 +101,23 @@ pub(crate) enum Projection {
 }
 
 impl Projection {
-    pub(crate) fn new<K: Kernel>(problem: &Problem, threads: usize) -> Self {
+    pub(crate) fn new<K: Kernel>(kernel: K, problem: &Problem, threads: usize) -> Self {
         let Dims { batch, in_features, hidden } = problem.dims;
         let bytes = in_features.saturating_mul(2 * hidden).saturating_mul(problem.dtype.bytes());
         let few = stream::pays(batch, bytes) && problem.options.tile == Tile::Auto;
         // Along [2D, I] weights k is contiguous: their columns have to be turned, which is what packing does.
         if few && problem.orientation == Orientation::InOut {
-            return Projection::Streamed(stream::grid::<K>(batch, hidden, in_features, threads));
+            let tiling = Tiling::with(kernel, problem.dtype == Dtype::Bf16);
+            return Projection::Streamed(stream::grid(tiling, [batch, hidden, in_features], threads));
         }
-        Projection::Tiled(Grids::new::<K>(problem, threads).projection)
+        Projection::Tiled(Grids::new(kernel, problem, threads).projection)
     }
 
     /// Floats that a task works in.
-    pub(crate) fn task_len<K: Kernel>(&self) -> usize {
+    pub(crate) fn task_len(&self) -> usize {
         match self {
-            Projection::Tiled(grid) => grid.task_len::<K>(),
-            Projection::Streamed(grid) => stream::task_len::<K>(grid),
+            Projection::Tiled(grid) => grid.task_len(),
+            Projection::Streamed(grid) => stream::task_len(grid),
         }
     }
 }
@@ -122,8 +128,8 @@ pub(crate) struct ForwardPass<'a, T: Element>(pub(crate) Forward<'a, T, Host>);
 impl<T: Element> Pass for ForwardPass<'_, T> {
     fn run<K: Kernel>(self, kernel: K, workspace: &mut Workspace, threads: usize) -> Result<()> {
         let Forward { problem, x, w, z, pre, .. } = self.0;
-        let projection = Projection::new::<K>(&problem, threads);
-        workspace.grow(threads, projection.task_len::<K>(), 0)?;
+        let projection = Projection::new(kernel, &problem, threads);
+        workspace.grow(threads, projection.task_len(), 0)?;
         let (tasks, _) = workspace.parts(0);
         let pre = pre.map(|pre| pre.split_cols(w.hidden())).transpose()?;
         let output = GateStore { gate: w.function(), bias: w.bias_row().map(Bias::new), z, pre };
@@ -166,13 +172,13 @@ impl CallSpace {
 impl<T: Element> Pass for BackwardPass<'_, T> {
     fn run<K: Kernel>(self, kernel: K, workspace: &mut Workspace, threads: usize) -> Result<()> {
         let Backward { problem, x, w, upstream, pre, dx, dwf, dbias, .. } = self.0;
-        let grids = Grids::new::<K>(&problem, threads);
+        let grids = Grids::new(kernel, &problem, threads);
         let space = CallSpace::new(problem.dims, pre.is_some(), dbias.is_some());
         let lens = [
-            if pre.is_none() { grids.projection.task_len::<K>() } else { 0 },
-            grids.dz.map_or(0, |grid| grid.task_len::<K>()),
-            if dx.is_some() { grids.dx.task_len::<K>() } else { 0 },
-            if dwf.is_some() { grids.dwf.task_len::<K>() } else { 0 },
+            if pre.is_none() { grids.projection.task_len() } else { 0 },
+            grids.dz.map_or(0, |grid| grid.task_len()),
+            if dx.is_some() { grids.dx.task_len() } else { 0 },
+            if dwf.is_some() { grids.dwf.task_len() } else { 0 },
         ];
         workspace.grow(threads, lens.into_iter().max().unwrap_or(0), space.len())?;
         let (tasks, floats) = workspace.parts(space.len());

@@ -21,8 +21,8 @@ pub(crate) fn plan(isa: Isa, threads: usize, problem: &Problem) -> Plan {
     };
     match isa {
         Isa::Portable => plan.note("portable kernel: products are rounded before they are added"),
-        Isa::Avx512Bf16 if problem.dtype == Dtype::Bf16 && problem.options.route == Route::Fused => {
-            plan.note("bf16 dot products: subnormals count as 0, pairs along k are summed first")
+        _ if isa.flushes_subnormals(problem.dtype) && problem.options.route == Route::Fused => {
+            plan.note("bf16 dot products: subnormals count as 0, some products along k are summed first")
         }
         _ => plan,
     }
@@ -35,7 +35,14 @@ struct Fused<'p> {
 
 /// Name of the kernel that multiplies the elements of a problem.
 fn kernel_name<K: Kernel>(kernel: K, dtype: Dtype) -> &'static str {
-    if dtype == Dtype::Bf16 && kernel.bf16().is_some() { K::Bf16::NAME } else { K::NAME }
+    struct Name;
+    impl KernelVisitor for Name {
+        type Output = &'static str;
+        fn visit<K: Kernel>(self, _: K) -> &'static str {
+            K::NAME
+        }
+    }
+    if dtype == Dtype::Bf16 { kernel.for_bf16(Name) } else { Name.visit(kernel) }
 }
 
 fn describe(kernel: &str, what: &str, grid: &Grid) -> String {
@@ -49,22 +56,23 @@ impl KernelVisitor for Fused<'_> {
 
     fn visit<K: Kernel>(self, kernel: K) -> Plan {
         let Problem { dims, orientation, gate, dtype, .. } = *self.problem;
+        let grids = Grids::new(kernel, self.problem, self.threads);
+        let projection = Projection::new(kernel, self.problem, self.threads);
         let kernel = kernel_name(kernel, dtype);
-        let grids = Grids::new::<K>(self.problem, self.threads);
         let mut launches = Vec::new();
         let mut task_len = 0;
         let mut product = |launches: &mut Vec<String>, kernel: &str, what: &str, grid: &Grid| {
             launches.push(describe(kernel, what, grid));
-            task_len = task_len.max(grid.task_len::<K>());
+            task_len = task_len.max(grid.task_len());
         };
         let call_len = match self.problem.pass {
             Pass::Forward { save } => {
                 let kept = if save { ", keeping pre-activations" } else { "" };
                 let what = format!("forward with {gate} epilogue{kept}");
-                match Projection::new::<K>(self.problem, self.threads) {
+                match projection {
                     Projection::Tiled(grid) => product(&mut launches, kernel, &what, &grid),
                     streamed @ Projection::Streamed(grid) => {
-                        task_len = streamed.task_len::<K>();
+                        task_len = streamed.task_len();
                         launches.push(format!("{}, weights read in place", describe(kernel, &what, &grid)));
                     }
                 }

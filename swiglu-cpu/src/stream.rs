@@ -10,8 +10,8 @@ use swiglu_core::{Element, Host, MatRef};
 
 use crate::arena::Tasks;
 use crate::gemm::{Output, divide, is_bf16};
-use crate::grid::{Grid, even_parts};
-use crate::kernels::{Kernel, Panel, Strip, prefetch};
+use crate::grid::{Grid, Tiling, even_parts};
+use crate::kernels::{EDGE, Kernel, KernelVisitor, Panel, PanelOrder, Strip, prefetch};
 use crate::pack::{LINE, ahead};
 use crate::word::Word;
 
@@ -30,7 +30,9 @@ pub(crate) fn pays(m: usize, bytes: usize) -> bool {
 
 /// Rows of B at a time: as many streams as one core's prefetcher follows without losing one, and accumulators are
 /// loaded and stored once for so many multiply-adds.
-const DEPTH: usize = 8;
+const STREAMS: usize = 8;
+/// Most words along k at a time: a group of the kernels that have any.
+const DEPTH: usize = 16;
 /// Columns of B at a time: with DEPTH rows 16 KiB, which stay in L1 for every group of rows of A.
 const RUN: usize = 512;
 /// Columns of a task: 16 rows of both accumulators are 128 KiB, in L2.
@@ -44,25 +46,26 @@ pub(crate) struct Pair<'a, T: Element> {
 }
 
 /// Blocks of a product of few rows: all rows, and columns for four tasks a thread where there are enough.
-pub(crate) fn grid<K: Kernel>(m: usize, n: usize, k: usize, threads: usize) -> Grid {
-    let width = K::NR / 2;
+pub(crate) fn grid(tiling: Tiling, [m, n, k]: [usize; 3], threads: usize) -> Grid {
+    let width = tiling.nr / 2;
     let share = n.div_ceil(4 * threads.max(1)).clamp(1, COLUMNS).next_multiple_of(width);
-    Grid { m, n, k, row_edge: m.max(1), col_edge: share, width, parts: 1 }
+    Grid { m, n, k, tiling, row_edge: m.max(1), col_edge: share, width, parts: 1 }
 }
 
 /// Floats that a task works in: both accumulators, DEPTH columns of A, widened runs of B, and one group of columns of
 /// both accumulators as a tile has them.
-pub(crate) fn task_len<K: Kernel>(grid: &Grid) -> usize {
-    2 * grid.m * grid.col_edge + columns_len::<K>(grid.m) + DEPTH * RUN + grid.m * K::NR
+pub(crate) fn task_len(grid: &Grid) -> usize {
+    let Grid { m, tiling, .. } = grid;
+    2 * m * grid.col_edge + m.div_ceil(tiling.mr) * DEPTH * tiling.a_stride + DEPTH * RUN + m * tiling.nr
 }
 
-/// Floats of DEPTH columns of A, with `m` rows in panels.
-fn columns_len<K: Kernel>(m: usize) -> usize {
-    m.div_ceil(K::MR) * DEPTH * K::A_STRIDE
+/// Words along k at a time.
+const fn depth<K: Kernel>() -> usize {
+    if K::GROUP > STREAMS { K::GROUP } else { STREAMS }
 }
 
-/// output = a . [gate | up], in blocks of `grid`, on the current thread pool: with the kernel for bf16 where there is
-/// one.
+/// output = a . [gate | up], in blocks of `grid`, on the current thread pool: with the kernel for bf16 where both are. The
+/// grid is made for the same kernel.
 pub(crate) fn stream<K, T, O>(
     kernel: K,
     grid: &Grid,
@@ -75,35 +78,38 @@ pub(crate) fn stream<K, T, O>(
     T: Element,
     O: Output,
 {
-    if const { is_bf16::<T>() }
-        && let Some(kernel) = kernel.bf16()
-    {
-        return streamed(kernel, grid, a, b, output, tasks);
+    let product = Product { grid, a, b, output, tasks };
+    if const { is_bf16::<T>() } {
+        kernel.for_bf16(product);
+    } else {
+        product.visit(kernel);
     }
-    streamed(kernel, grid, a, b, output, tasks);
 }
 
-fn streamed<K, T, O>(
-    kernel: K,
-    grid: &Grid,
-    a: MatRef<'_, T, Host>,
-    b: Pair<'_, T>,
+/// A product that only lacks a kernel.
+struct Product<'a, T: Element, O> {
+    grid: &'a Grid,
+    a: MatRef<'a, T, Host>,
+    b: Pair<'a, T>,
     output: O,
-    tasks: Tasks<'_>,
-) where
-    K: Kernel,
-    T: Element,
-    O: Output,
-{
-    let work = |_: Range<usize>, cols: Range<usize>, mut output: O| {
-        tasks.with(task_len::<K>(grid), |scratch| {
-            kernel.vectorize(
-                #[inline(always)]
-                || block(kernel, grid, a, b, cols, &mut output, scratch),
-            );
-        });
-    };
-    divide(grid, 0..grid.m, 0..grid.n, output, &work);
+    tasks: Tasks<'a>,
+}
+
+impl<T: Element, O: Output> KernelVisitor for Product<'_, T, O> {
+    type Output = ();
+
+    fn visit<K: Kernel>(self, kernel: K) {
+        let Self { grid, a, b, output, tasks } = self;
+        let work = |_: Range<usize>, cols: Range<usize>, mut output: O| {
+            tasks.with(task_len(grid), |scratch| {
+                kernel.vectorize(
+                    #[inline(always)]
+                    || block(kernel, grid, a, b, cols, &mut output, scratch),
+                );
+            });
+        };
+        divide(grid, 0..grid.m, 0..grid.n, output, &work);
+    }
 }
 
 #[inline(always)]
@@ -123,19 +129,20 @@ fn block<K, T, O>(
     let (m, width) = (grid.m, cols.len());
     let (gate, rest) = scratch.split_at_mut(m * width);
     let (up, rest) = rest.split_at_mut(m * width);
-    let (panel, rest) = rest.split_at_mut(columns_len::<K>(m));
+    let (panel, rest) = rest.split_at_mut(m.div_ceil(K::MR) * DEPTH * K::A_STRIDE);
     let (runs, tile) = rest.split_at_mut(DEPTH * RUN);
     gate.fill(0.0);
     up.fill(0.0);
-    for start in (0..grid.k).step_by(DEPTH * K::Word::STEP) {
-        let ks = start..grid.k.min(start + DEPTH * K::Word::STEP);
+    let held = kernel.hold();
+    for start in (0..grid.k).step_by(depth::<K>() * K::Word::STEP) {
+        let ks = start..grid.k.min(start + depth::<K>() * K::Word::STEP);
         pack_columns::<K, T>(a, ks.clone(), panel);
         for (factor, accumulators) in [(b.gate, &mut *gate), (b.up, &mut *up)] {
             for run in (0..width).step_by(RUN) {
                 let run = run..width.min(run + RUN);
                 let from = cols.start + run.start..cols.start + run.end;
                 with_rows::<K::Word, T>(factor, ks.clone(), from, runs, |rows| {
-                    add_strips(kernel, panel, rows, accumulators, (m, width), run.clone());
+                    add_strips(kernel, &held, panel, rows, accumulators, (m, width), run.clone());
                 });
             }
         }
@@ -160,8 +167,13 @@ fn pack_columns<K: Kernel, T: Element>(a: MatRef<'_, T, Host>, ks: Range<usize>,
             let row = a.row(row).and_then(|row| row.get(ks.clone())).unwrap_or_default();
             let mut words = [0.0; DEPTH];
             K::Word::along(row, &mut words);
-            for (panel, word) in panel.chunks_exact_mut(K::A_STRIDE).zip(words) {
-                panel[r] = word;
+            match K::A_ORDER {
+                PanelOrder::Steps => {
+                    for (panel, word) in panel.chunks_exact_mut(K::A_STRIDE).zip(words) {
+                        panel[r] = word;
+                    }
+                }
+                PanelOrder::Runs => panel[r * EDGE..][..EDGE].copy_from_slice(&words),
             }
         }
     }
@@ -204,6 +216,7 @@ fn with_rows<W: Word, T: Element>(
 #[inline(always)]
 fn add_strips<K: Kernel>(
     kernel: K,
+    held: &K::Held,
     panel: &[f32],
     rows: &[&[f32]],
     accumulators: &mut [f32],
@@ -214,7 +227,7 @@ fn add_strips<K: Kernel>(
     for (group, floats) in even_parts(0..m, K::MR).zip(panel.chunks_exact(DEPTH * K::A_STRIDE)) {
         let a = Panel { rows: group.len(), depth, floats };
         let floats = &mut accumulators[group.start * stride + run.start..];
-        kernel.strip(a, rows, Strip { floats, stride, cols: run.len() });
+        kernel.strip(held, a, rows, Strip { floats, stride, cols: run.len() });
     }
 }
 
@@ -232,10 +245,10 @@ mod tests {
     #[test]
     fn tasks_cover_the_columns_in_whole_panels() {
         for (n, threads) in [(1, 1), (3, 8), (512, 2), (11008, 2), (100_000, 3)] {
-            let grid = grid::<Portable>(2, n, 10, threads);
+            let grid = grid(Tiling::of::<Portable>(), [2, n, 10], threads);
             assert!(grid.col_edge.is_multiple_of(grid.width) && grid.col_edge <= COLUMNS, "{grid:?}");
             assert!(grid.blocks() * grid.col_edge >= n, "{grid:?}");
-            assert!(task_len::<Portable>(&grid) >= 2 * 2 * grid.col_edge, "{grid:?}");
+            assert!(task_len(&grid) >= 2 * 2 * grid.col_edge, "{grid:?}");
         }
     }
 }

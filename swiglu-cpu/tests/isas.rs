@@ -5,7 +5,7 @@ use swiglu_cpu::{Cpu, Isa};
 use swiglu_testkit::bounds::Rounding;
 use swiglu_testkit::{Check, Config};
 
-const ISAS: [Isa; 5] = [Isa::Portable, Isa::Neon, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
+const ISAS: [Isa; 6] = [Isa::Portable, Isa::Neon, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx];
 
 #[test]
 fn every_instruction_set_passes_the_suite() {
@@ -17,7 +17,7 @@ fn every_instruction_set_passes_the_suite() {
                     composed: Rounding::Fused,
                     orientation_invariant: true,
                     zero_column_invariant: true,
-                    flushes: if isa == Isa::Avx512Bf16 { &[Dtype::Bf16] } else { &[] },
+                    flushes: if isa.flushes_subnormals(Dtype::Bf16) { &[Dtype::Bf16] } else { &[] },
                     ..Config::cpu("swiglu-cpu", "isas")
                 };
                 for check in Check::ALL {

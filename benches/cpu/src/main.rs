@@ -100,7 +100,9 @@ fn run(args: &Args) -> Result<()> {
     let bench = Bench { cpu: Cpu::new(), rounds: args.rounds.max(1), buffer: vec![1.0; BUFFER] };
     let mut out = io::stdout().lock();
     writeln!(out, "{}", swiglu_core::Backend::name(&bench.cpu))?;
-    for kind in [Loop::Avx512, Loop::Avx512Bf16, Loop::Avx2].into_iter().filter(|kind| kind.is_available()) {
+    for kind in
+        [Loop::Avx512, Loop::Avx512Bf16, Loop::Amx, Loop::Avx2].into_iter().filter(|kind| kind.is_available())
+    {
         let rate = median((0..21).map(|_| kind.rate()).collect());
         writeln!(out, "peak {kind:?}: {:.0} GFLOP/s", rate / 1e9)?;
     }
@@ -167,7 +169,8 @@ impl Bench {
     fn limit(&self, dtype: Dtype) -> Result<Option<Loop>> {
         Ok(match (self.cpu.isa()?, dtype) {
             (Isa::Avx512Bf16, Dtype::Bf16) => Some(Loop::Avx512Bf16),
-            (Isa::Avx512Bf16 | Isa::Avx512, _) => Some(Loop::Avx512),
+            (Isa::Amx, Dtype::Bf16) => Some(Loop::Amx),
+            (Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512, _) => Some(Loop::Avx512),
             (Isa::Avx2, _) => Some(Loop::Avx2),
             _ => None,
         })

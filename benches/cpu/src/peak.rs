@@ -3,6 +3,8 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+use swiglu_cpu::Isa;
+
 /// Steps of a peak loop: some milliseconds, long enough to time and short enough to repeat beside every call.
 const STEPS: usize = 1 << 20;
 
@@ -16,6 +18,8 @@ pub(crate) enum Loop {
     Avx512,
     /// 512-bit dot products of bf16 pairs.
     Avx512Bf16,
+    /// Products of bf16 in tile registers.
+    Amx,
     /// 256-bit multiply-adds of f32.
     Avx2,
 }
@@ -27,6 +31,7 @@ impl Loop {
         return match self {
             Loop::Avx512 => is_x86_feature_detected!("avx512f"),
             Loop::Avx512Bf16 => is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16"),
+            Loop::Amx => Isa::Amx.is_available(),
             Loop::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
         };
         #[cfg(not(target_arch = "x86_64"))]
@@ -38,8 +43,14 @@ impl Loop {
         match self {
             Loop::Avx512 => CHAINS * 16 * 2,
             Loop::Avx512Bf16 => CHAINS * 16 * 4,
+            Loop::Amx => 4 * 16 * 16 * 32 * 2,
             Loop::Avx2 => CHAINS * 8 * 2,
         }
+    }
+
+    /// A step of tiles is 64 cycles, one of vectors eight.
+    fn steps(self) -> usize {
+        if self == Loop::Amx { STEPS / 8 } else { STEPS }
     }
 
     fn run(self) {
@@ -48,9 +59,10 @@ impl Loop {
         // SAFETY: the assertion above found the instruction set of each arm.
         unsafe {
             match self {
-                Loop::Avx512 => x86::avx512(STEPS),
-                Loop::Avx512Bf16 => x86::avx512_bf16(STEPS),
-                Loop::Avx2 => x86::avx2(STEPS),
+                Loop::Avx512 => x86::avx512(self.steps()),
+                Loop::Avx512Bf16 => x86::avx512_bf16(self.steps()),
+                Loop::Amx => x86::amx(self.steps()),
+                Loop::Avx2 => x86::avx2(self.steps()),
             }
         }
     }
@@ -59,7 +71,7 @@ impl Loop {
     pub(crate) fn rate(self) -> f64 {
         let start = Instant::now();
         rayon::broadcast(|_| self.run());
-        let total = rayon::current_num_threads() * STEPS * self.operations();
+        let total = rayon::current_num_threads() * self.steps() * self.operations();
         total as f64 / start.elapsed().as_secs_f64()
     }
 }
@@ -120,6 +132,44 @@ mod x86 {
             )
         };
     }
+    /// The operand of LDTILECFG: eight registers of sixteen rows of 64 bytes.
+    #[repr(C, align(64))]
+    struct Shape {
+        palette: [u8; 16],
+        row_bytes: [u16; 16],
+        rows: [u8; 16],
+    }
+
+    /// `steps` times four products of tile registers, all of them zeros.
+    ///
+    /// # Safety
+    /// The machine has AMX-BF16 and the process its permission.
+    pub(super) unsafe fn amx(steps: usize) {
+        let mut shape = Shape { palette: [0; 16], row_bytes: [0; 16], rows: [0; 16] };
+        shape.palette[0] = 1;
+        shape.row_bytes[..8].fill(64);
+        shape.rows[..8].fill(16);
+        // SAFETY: the caller's contract; the operand is as the manual lays it out.
+        unsafe {
+            asm!(
+                "ldtilecfg [{shape}]",
+                "2:",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "dec {steps}",
+                "jnz 2b",
+                "tilerelease",
+                shape = in(reg) &raw const shape,
+                steps = inout(reg) steps => _,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(readonly, nostack),
+            );
+        }
+    }
+
     chains!(avx512, "vfmadd231ps", "zmm");
     chains!(avx512_bf16, "vdpbf16ps", "zmm");
     chains!(avx2, "vfmadd231ps", "ymm");

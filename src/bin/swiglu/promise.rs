@@ -15,7 +15,11 @@ fn cpu() -> Config {
         orientation_invariant: true,
         zero_column_invariant: true,
         // A property of its kernel for bf16.
-        flushes: if matches!(Cpu::new().isa(), Ok(Isa::Avx512Bf16)) { &[Dtype::Bf16] } else { &[] },
+        flushes: if Cpu::new().isa().is_ok_and(|isa| isa.flushes_subnormals(Dtype::Bf16)) {
+            &[Dtype::Bf16]
+        } else {
+            &[]
+        },
         ..Config::cpu("swiglu-cpu", "suite")
     }
 }

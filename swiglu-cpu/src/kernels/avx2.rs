@@ -99,15 +99,18 @@ impl Kernel for Avx2 {
     const KC: usize = 256;
     const A_STRIDE: usize = 8;
     type Word = Single;
-    type Bf16 = Self;
+    type Held = ();
 
-    fn tile(self, a: Panel<'_>, b: &[f32], c: &mut [f32], first: bool) {
+    #[inline(always)]
+    fn hold(self) {}
+
+    fn tile(self, (): &(), a: Panel<'_>, b: &[f32], c: &mut [f32], first: bool) {
         check::<Self>(a, b, c);
         // SAFETY: `check` compared the three lengths with what the tile reads and writes; `self` proves the ISA.
         unsafe { run(a, b.as_ptr(), c.as_mut_ptr(), first) }
     }
 
-    fn strip(self, a: Panel<'_>, b: &[&[f32]], c: Strip<'_>) {
+    fn strip(self, (): &(), a: Panel<'_>, b: &[&[f32]], c: Strip<'_>) {
         check_strip::<Self>(a, b, &c);
         // SAFETY: `check_strip` compared every length with what is read and written; `self` proves the ISA.
         unsafe { run_strip(a, b, c) }

@@ -6,15 +6,28 @@ use std::arch::x86_64::{
     _mm512_unpacklo_pd, _mm512_unpacklo_ps,
 };
 
+#[cfg(target_os = "linux")]
+use super::Amx;
 use super::tile::{Vector, check, check_strip, dispatch_rows, dispatch_strip, strip, tile};
-use super::{Avx512Bf16, Block, EDGE, Kernel, Panel, Strip};
+use super::{Avx512Bf16, Block, EDGE, Kernel, KernelVisitor, Panel, Strip};
 use crate::word::Single;
+
+/// How bf16 is multiplied with bf16.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Bf16 {
+    /// As f32.
+    Widened,
+    /// As `avx512bf16` does.
+    Dot,
+    /// As `amx` does.
+    #[cfg(target_os = "linux")]
+    Tiles,
+}
 
 /// Proof that this machine has AVX-512 F, BW, DQ and VL.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Avx512 {
-    /// Whether bf16 is multiplied as it is: `avx512bf16` was chosen, and is there.
-    dot: bool,
+    bf16: Bf16,
 }
 
 impl Avx512 {
@@ -25,14 +38,20 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c");
-        there.then_some(Self { dot: false })
+        there.then_some(Self { bf16: Bf16::Widened })
     }
 }
 
 impl Avx512 {
-    /// The same, with bf16 multiplied as it is.
+    /// The same, with bf16 multiplied in pairs.
     pub(crate) fn detect_bf16() -> Option<Self> {
-        Avx512Bf16::detect().and(Self::detect()).map(|_| Self { dot: true })
+        Avx512Bf16::detect().and(Self::detect()).map(|_| Self { bf16: Bf16::Dot })
+    }
+
+    /// The same, with bf16 multiplied in tile registers.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn detect_amx() -> Option<Self> {
+        Amx::detect().and(Self::detect()).map(|_| Self { bf16: Bf16::Tiles })
     }
 }
 
@@ -166,20 +185,34 @@ impl Kernel for Avx512 {
     const KC: usize = 192;
     const A_STRIDE: usize = 16;
     type Word = Single;
-    type Bf16 = Avx512Bf16;
+    type Held = ();
 
     #[inline(always)]
-    fn bf16(self) -> Option<Avx512Bf16> {
-        if self.dot { Avx512Bf16::detect() } else { None }
+    fn hold(self) {}
+
+    #[inline(always)]
+    fn for_bf16<V: KernelVisitor>(self, visitor: V) -> V::Output {
+        if self.bf16 == Bf16::Dot
+            && let Some(kernel) = Avx512Bf16::detect()
+        {
+            return visitor.visit(kernel);
+        }
+        #[cfg(target_os = "linux")]
+        if self.bf16 == Bf16::Tiles
+            && let Some(kernel) = Amx::detect()
+        {
+            return visitor.visit(kernel);
+        }
+        visitor.visit(self)
     }
 
-    fn tile(self, a: Panel<'_>, b: &[f32], c: &mut [f32], first: bool) {
+    fn tile(self, (): &(), a: Panel<'_>, b: &[f32], c: &mut [f32], first: bool) {
         check::<Self>(a, b, c);
         // SAFETY: `check` compared the three lengths with what the tile reads and writes; `self` proves the ISA.
         unsafe { run(a, b.as_ptr(), c.as_mut_ptr(), first) }
     }
 
-    fn strip(self, a: Panel<'_>, b: &[&[f32]], c: Strip<'_>) {
+    fn strip(self, (): &(), a: Panel<'_>, b: &[&[f32]], c: Strip<'_>) {
         check_strip::<Self>(a, b, &c);
         // SAFETY: `check_strip` compared every length with what is read and written; `self` proves the ISA.
         unsafe { run_strip(a, b, c) }

@@ -3,6 +3,8 @@
 //! A kernel value is the proof that its instruction set exists on this machine. Everything above is generic over
 //! [`Kernel`], so the whole driver is compiled once for each of them and no call in its loops is indirect.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -15,6 +17,8 @@ mod portable;
 pub(crate) mod sgemm;
 mod tile;
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(crate) use amx::Amx;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
@@ -33,8 +37,16 @@ pub(crate) const EDGE: usize = 16;
 /// A block to be transposed.
 pub(crate) type Block = [[f32; EDGE]; EDGE];
 
-/// A packed panel of A: one k after the other, [`Kernel::A_STRIDE`] apart, rows adjacent. So a tile reads it from one
-/// end to the other, one cache line for each k.
+/// How a panel of A lies, so that a tile reads it from one end to the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PanelOrder {
+    /// One k after the other, [`Kernel::A_STRIDE`] words apart, rows adjacent: one cache line for each k.
+    Steps,
+    /// [`EDGE`] words of each of [`Kernel::A_STRIDE`] rows, then the next [`EDGE`]: one cache line for each row.
+    Runs,
+}
+
+/// A packed panel of A.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Panel<'a> {
     /// Rows, at least 1 and at most [`Kernel::MR`].
@@ -64,17 +76,31 @@ pub(crate) trait Kernel: Copy + Send + Sync + 'static {
     const NR: usize;
     /// Depth of a packed panel. KC x NR floats of B take half of L1, A_STRIDE x KC floats of A less than the other half.
     const KC: usize;
-    /// Floats from one k of a panel of A to the next: MR, and what fills up whole vectors.
+    /// Rows that a panel of A has room for: MR, and what fills up whole vectors.
     const A_STRIDE: usize;
+    /// How a panel of A lies.
+    const A_ORDER: PanelOrder = PanelOrder::Steps;
+    /// Words along k that are summed before they are added to an element. Panels hold whole groups, filled up with zeros.
+    const GROUP: usize = 1;
     /// What its panels hold.
     type Word: Word;
-    /// The kernel for products of bf16 with bf16: of the same shape, with panels of the same size.
-    type Bf16: Kernel;
+    /// What a thread holds while it runs tiles.
+    type Held;
 
-    /// That kernel, where this instruction set has one; this one otherwise, with bf16 widened as it is packed.
+    /// Gets the current thread ready for tiles, until the value is dropped. One at a time for each thread.
+    fn hold(self) -> Self::Held;
+
+    /// Visits the kernel for products of bf16 with bf16: a better one, where this instruction set has one, or this one, with
+    /// bf16 widened as it is packed.
     #[inline(always)]
-    fn bf16(self) -> Option<Self::Bf16> {
-        None
+    fn for_bf16<V: KernelVisitor>(self, visitor: V) -> V::Output {
+        visitor.visit(self)
+    }
+
+    /// Words of a panel that holds `len` elements along k.
+    #[inline(always)]
+    fn words(len: usize) -> usize {
+        len.div_ceil(Self::Word::STEP).next_multiple_of(Self::GROUP)
     }
 
     /// `c[r][j] (+)= sum over k of a(r, k) * b[k][j]` for the rows and the depth of `a`; `b` and `c` are dense with `NR`
@@ -82,12 +108,12 @@ pub(crate) trait Kernel: Copy + Send + Sync + 'static {
     ///
     /// Each element is one chain of multiply-adds in ascending k, continued from `c` unless `first`: its bits do not
     /// depend on how k was cut into panels of whole words, nor on the number of rows.
-    fn tile(self, a: Panel<'_>, b: &[f32], c: &mut [f32], first: bool);
+    fn tile(self, held: &Self::Held, a: Panel<'_>, b: &[f32], c: &mut [f32], first: bool);
 
     /// `c[r][j] += sum over k of a(r, k) * b[k][j]`, for rows of B where they lie, as many columns as the shortest has.
     ///
     /// Each element is the same chain as in [`tile`](Self::tile), so its bits are.
-    fn strip(self, a: Panel<'_>, b: &[&[f32]], c: Strip<'_>);
+    fn strip(self, held: &Self::Held, a: Panel<'_>, b: &[&[f32]], c: Strip<'_>);
 
     /// `to[k * stride + j] = block[j][k]`.
     #[inline(always)]

@@ -59,9 +59,12 @@ impl Kernel for Portable {
     const KC: usize = 256;
     const A_STRIDE: usize = 4;
     type Word = Single;
-    type Bf16 = Self;
+    type Held = ();
 
-    fn tile(self, a: Panel<'_>, b: &[f32], c: &mut [f32], first: bool) {
+    #[inline(always)]
+    fn hold(self) {}
+
+    fn tile(self, (): &(), a: Panel<'_>, b: &[f32], c: &mut [f32], first: bool) {
         check::<Self>(a, b, c);
         let Panel { rows, depth, floats } = a;
         let (a, b, c) = (floats.as_ptr(), b.as_ptr(), c.as_mut_ptr());
@@ -69,7 +72,7 @@ impl Kernel for Portable {
         unsafe { dispatch_rows!(Self, F32x4, rows, (depth, a, b, c, first), [1, 2, 3, 4]) }
     }
 
-    fn strip(self, a: Panel<'_>, b: &[&[f32]], c: Strip<'_>) {
+    fn strip(self, (): &(), a: Panel<'_>, b: &[&[f32]], c: Strip<'_>) {
         check_strip::<Self>(a, b, &c);
         let (a, rows, Strip { floats, stride, cols }) = (a.floats.as_ptr(), a.rows, c);
         let c = floats.as_mut_ptr();

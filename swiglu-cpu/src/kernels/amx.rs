@@ -1,0 +1,275 @@
+//! AMX: eight tile registers of sixteen rows of 64 bytes, and an instruction that multiplies two of them.
+//!
+//! Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18, and TDPBF16PS in volume 2. The
+//! intrinsics are not stable, so this is assembly.
+//!
+//! A property of this kernel, and of the instruction: subnormal factors and sums count as 0. Of each [`GROUP`] pairs
+//! along k, the first halves are one chain of multiply-adds and the second halves another; their sum is added to the
+//! element.
+//!
+//! [`GROUP`]: Kernel::GROUP
+
+use std::arch::asm;
+use std::marker::PhantomData;
+use std::sync::OnceLock;
+
+use super::tile::check;
+use super::{Avx512, Block, EDGE, Kernel, Panel, PanelOrder, Strip};
+use crate::word::Pair;
+
+/// Proof that this machine has AMX-BF16, that the system lets this process use it, and all that [`Avx512`] needs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Amx {
+    base: Avx512,
+}
+
+impl Amx {
+    pub(crate) fn detect() -> Option<Self> {
+        static PERMITTED: OnceLock<bool> = OnceLock::new();
+        let base = Avx512::detect()?;
+        PERMITTED.get_or_init(|| is_there() && is_permitted()).then_some(Self { base })
+    }
+}
+
+/// CPUID leaf 7: AMX-BF16 is bit 22 of EDX, AMX-TILE bit 24.
+fn is_there() -> bool {
+    const BITS: u32 = 1 << 22 | 1 << 24;
+    #[allow(unused_unsafe, reason = "safe in newer compilers than the oldest supported")]
+    // SAFETY: every x86-64 has CPUID, and `base` was detected from this very leaf.
+    let leaf = unsafe { std::arch::x86_64::__cpuid_count(7, 0) };
+    leaf.edx & BITS == BITS
+}
+
+/// Asks Linux for the state of the tile registers, which a process has to do once. It refuses where the system, a hypervisor
+/// or the size of a thread's signal stack does not allow for it.
+fn is_permitted() -> bool {
+    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_long = 18;
+    // SAFETY: this call takes two numbers and touches no memory of ours.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+}
+
+/// Tile registers of the current thread, in the shape that this kernel takes them in. Stays on its thread.
+#[derive(Debug)]
+pub(crate) struct Tiles(PhantomData<*const ()>);
+
+/// The operand of LDTILECFG.
+#[repr(C, align(64))]
+struct Shape {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+/// All eight registers have sixteen rows of 64 bytes.
+static SHAPE: Shape = Shape {
+    palette: 1,
+    start_row: 0,
+    reserved: [0; 14],
+    row_bytes: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
+    rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
+};
+
+impl Tiles {
+    fn load(_: Amx) -> Self {
+        // SAFETY: AMX is there and permitted, and the operand is as the manual lays it out. Compiled code uses no tile
+        // registers, so none is lost.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const SHAPE, options(nostack, readonly)) }
+        Self(PhantomData)
+    }
+}
+
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        // SAFETY: there is a `Tiles`, so AMX is there. Its state is back to what costs nothing at a change of threads.
+        unsafe { asm!("tilerelease", options(nomem, nostack)) }
+    }
+}
+
+/// Floats of a row of sixteen in bytes: from one row of A to the next.
+const RUN: usize = 64;
+
+/// The loop of a tile: `c` comes in, or zeros; `groups` times the panels are multiplied; `c` goes out.
+macro_rules! multiply {
+    ($groups:expr, $a:expr, $b:expr, $c:expr, $first:expr,
+     load [$($load:literal)*], zero [$($zero:literal)*], step [$($step:literal)*], store [$($store:literal)*]) => {
+        asm!(
+            "test {first}, {first}",
+            "jnz 2f",
+            $($load,)*
+            "jmp 3f",
+            "2:",
+            $($zero,)*
+            "3:",
+            "test {groups}, {groups}",
+            "jz 5f",
+            ".p2align 4",
+            "4:",
+            $($step,)*
+            "add {a}, 2048",
+            "add {b}, 2048",
+            "dec {groups}",
+            "jnz 4b",
+            "5:",
+            $($store,)*
+            first = in(reg) usize::from($first),
+            groups = inout(reg) $groups => _,
+            a = inout(reg) $a => _,
+            b = inout(reg) $b => _,
+            c = in(reg) $c,
+            run = in(reg) RUN,
+            row = in(reg) 2 * RUN,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        )
+    };
+}
+
+/// Two by two registers of accumulators.
+///
+/// # Safety
+/// - The current thread holds [`Tiles`].
+/// - `a` is readable for `groups * 32` rows of 16 words, `b` for `groups * 16` rows of 32, and `c` is writable for 32 rows
+///   of 32.
+unsafe fn whole(groups: usize, a: *const f32, b: *const f32, c: *mut f32, first: bool) {
+    // SAFETY: the caller's contract; the second half of the rows of a group of `a` lies 1 KiB behind the first, that of `c`
+    // 2 KiB, the second half of the columns of `b` and `c` 64 bytes.
+    unsafe {
+        multiply!(
+            groups, a, b, c, first,
+            load [
+                "tileloadd tmm0, [{c} + {row}]" "tileloadd tmm1, [{c} + {row} + 64]"
+                "tileloadd tmm2, [{c} + {row} + 2048]" "tileloadd tmm3, [{c} + {row} + 2112]"
+            ],
+            zero ["tilezero tmm0" "tilezero tmm1" "tilezero tmm2" "tilezero tmm3"],
+            step [
+                "tileloadd tmm6, [{b} + {row}]" "tileloadd tmm4, [{a} + {run}]"
+                "tdpbf16ps tmm0, tmm4, tmm6"
+                "tileloadd tmm7, [{b} + {row} + 64]" "tdpbf16ps tmm1, tmm4, tmm7"
+                "tileloadd tmm5, [{a} + {run} + 1024]" "tdpbf16ps tmm2, tmm5, tmm6"
+                "tdpbf16ps tmm3, tmm5, tmm7"
+            ],
+            store [
+                "tilestored [{c} + {row}], tmm0" "tilestored [{c} + {row} + 64], tmm1"
+                "tilestored [{c} + {row} + 2048], tmm2" "tilestored [{c} + {row} + 2112], tmm3"
+            ]
+        );
+    }
+}
+
+/// The same for at most sixteen rows: the lower half is not computed.
+///
+/// # Safety
+/// As [`whole`].
+unsafe fn upper(groups: usize, a: *const f32, b: *const f32, c: *mut f32, first: bool) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        multiply!(
+            groups, a, b, c, first,
+            load ["tileloadd tmm0, [{c} + {row}]" "tileloadd tmm1, [{c} + {row} + 64]"],
+            zero ["tilezero tmm0" "tilezero tmm1"],
+            step [
+                "tileloadd tmm6, [{b} + {row}]" "tileloadd tmm4, [{a} + {run}]"
+                "tdpbf16ps tmm0, tmm4, tmm6"
+                "tileloadd tmm7, [{b} + {row} + 64]" "tdpbf16ps tmm1, tmm4, tmm7"
+            ],
+            store ["tilestored [{c} + {row}], tmm0" "tilestored [{c} + {row} + 64], tmm1"]
+        );
+    }
+}
+
+/// What a tile register holds.
+#[derive(Default)]
+#[repr(align(64))]
+struct Registers(Block);
+
+/// As much of `from` as there is.
+#[inline(always)]
+fn copy(from: &[f32], to: &mut [f32; EDGE]) {
+    match from.first_chunk() {
+        Some(whole) => *to = *whole,
+        None => to[..from.len()].copy_from_slice(from),
+    }
+}
+
+/// # Safety
+/// - The current thread holds [`Tiles`].
+/// - `a` is readable for sixteen rows of sixteen words.
+unsafe fn add_product(a: *const f32, b: &Registers, c: &mut Registers) {
+    // SAFETY: the caller's contract; a `Registers` is sixteen rows of 64 bytes.
+    unsafe {
+        asm!(
+            "tileloadd tmm0, [{c} + {run}]", "tileloadd tmm4, [{a} + {run}]", "tileloadd tmm6, [{b} + {run}]",
+            "tdpbf16ps tmm0, tmm4, tmm6", "tilestored [{c} + {run}], tmm0",
+            a = in(reg) a, b = in(reg) b, c = in(reg) c, run = in(reg) RUN,
+            out("tmm0") _, out("tmm4") _, out("tmm6") _, options(nostack),
+        );
+    }
+}
+
+impl Kernel for Amx {
+    const NAME: &'static str = "x86_64-amx-bf16-32x32";
+    /// Two by two registers of accumulators; two hold A and two hold B.
+    const MR: usize = 32;
+    const NR: usize = 32;
+    /// 256 x 32 words are 32 KiB, two thirds of the 48 KiB of L1 of every machine with AMX.
+    const KC: usize = 256;
+    const A_STRIDE: usize = 32;
+    const A_ORDER: PanelOrder = PanelOrder::Runs;
+    const GROUP: usize = 16;
+    type Word = Pair;
+    type Held = Tiles;
+
+    fn hold(self) -> Tiles {
+        Tiles::load(self)
+    }
+
+    fn tile(self, _: &Tiles, a: Panel<'_>, b: &[f32], c: &mut [f32], first: bool) {
+        check::<Self>(a, b, c);
+        let Panel { rows, depth, floats } = a;
+        let there = floats.len() >= depth * Self::A_STRIDE && c.len() >= Self::MR * Self::NR;
+        assert!(depth.is_multiple_of(Self::GROUP) && there, "whole registers of a tile, depth {depth}");
+        let (groups, a, b, c) = (depth / Self::GROUP, floats.as_ptr(), b.as_ptr(), c.as_mut_ptr());
+        // SAFETY: `check` and the assertion compared the lengths with whole registers; there are `Tiles`.
+        unsafe { if rows > EDGE { whole(groups, a, b, c, first) } else { upper(groups, a, b, c, first) } }
+    }
+
+    fn strip(self, _: &Tiles, a: Panel<'_>, b: &[&[f32]], c: Strip<'_>) {
+        let Panel { rows, depth, floats } = a;
+        let Strip { floats: c, stride, cols } = c;
+        assert!(depth == b.len() && depth <= Self::GROUP, "strip of depth {depth}");
+        for j in (0..cols).step_by(EDGE) {
+            let mut factor = Registers::default();
+            for (to, from) in factor.0.iter_mut().zip(b) {
+                copy(&from[j..cols], to);
+            }
+            for (a, first) in floats.chunks_exact(EDGE * EDGE).zip((0..rows).step_by(EDGE)) {
+                let rows = first..rows.min(first + EDGE);
+                let mut sums = Registers::default();
+                for (to, row) in sums.0.iter_mut().zip(rows.clone()) {
+                    copy(&c[row * stride + j..row * stride + cols], to);
+                }
+                // SAFETY: all three are sixteen rows of sixteen floats; there are `Tiles`.
+                unsafe { add_product(a.as_ptr(), &factor, &mut sums) };
+                for (from, row) in sums.0.iter().zip(rows) {
+                    let to = &mut c[row * stride + j..row * stride + cols];
+                    let len = to.len().min(EDGE);
+                    to[..len].copy_from_slice(&from[..len]);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn transpose(self, block: &Block, to: &mut [f32], stride: usize) {
+        self.base.transpose(block, to, stride);
+    }
+
+    #[inline(always)]
+    fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
+        self.base.vectorize(f)
+    }
+}
