@@ -88,6 +88,12 @@ pub trait Element: Scalar {
     fn as_f32(_: &[Self]) -> Option<&[f32]> {
         None
     }
+
+    /// The slice itself when this type is bf16.
+    #[inline(always)]
+    fn as_bf16(_: &[Self]) -> Option<&[bf16]> {
+        None
+    }
 }
 
 impl Element for f32 {
@@ -144,6 +150,10 @@ impl Element for f16 {
     }
 }
 
+/// Elements that are converted together: one vector of the widest instruction set. A loop of unknown length around it may
+/// stay one of single elements where this is inlined.
+const LANES: usize = 16;
+
 impl Element for bf16 {
     const DTYPE: Dtype = Dtype::Bf16;
 
@@ -164,6 +174,12 @@ impl Element for bf16 {
 
     #[inline(always)]
     fn widen(from: &[Self], to: &mut [f32]) {
+        let n = from.len().min(to.len());
+        let (vectors, from) = from[..n].as_chunks::<LANES>();
+        let (to_vectors, to) = to[..n].as_chunks_mut::<LANES>();
+        for (to, from) in to_vectors.iter_mut().zip(vectors) {
+            *to = from.map(Element::to_f32);
+        }
         for (to, from) in to.iter_mut().zip(from) {
             *to = from.to_f32();
         }
@@ -171,9 +187,20 @@ impl Element for bf16 {
 
     #[inline(always)]
     fn narrow(from: &[f32], to: &mut [Self]) {
+        let n = from.len().min(to.len());
+        let (vectors, from) = from[..n].as_chunks::<LANES>();
+        let (to_vectors, to) = to[..n].as_chunks_mut::<LANES>();
+        for (to, from) in to_vectors.iter_mut().zip(vectors) {
+            *to = from.map(Element::from_f32);
+        }
         for (to, from) in to.iter_mut().zip(from) {
             *to = Element::from_f32(*from);
         }
+    }
+
+    #[inline(always)]
+    fn as_bf16(slice: &[Self]) -> Option<&[bf16]> {
+        Some(slice)
     }
 }
 

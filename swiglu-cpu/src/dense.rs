@@ -81,13 +81,13 @@ impl<T: Element> Pass for Product<'_, T> {
         let MatMul { a, op_a, b, op_b, c } = self.0;
         let ((m, n), (_, k)) = (c.shape(), op_a.shape(a.shape()));
         let tiling = Tiling::with(kernel, T::DTYPE == Dtype::Bf16);
-        let grid = Grid::new::<Factor<'_, T>>(tiling, [m, n, k], Tile::Auto, threads);
-        workspace.grow(threads, grid.task_len(), 0)?;
-        let (tasks, _) = workspace.parts(0);
         let along = match op_b {
             Op::N => Along::Rows,
             Op::T => Along::Columns,
         };
+        let grid = Grid::new::<Factor<'_, T>>(tiling, along, [m, n, k], Tile::Auto, threads);
+        workspace.grow(threads, grid.task_len(), 0)?;
+        let (tasks, _) = workspace.parts(0);
         let b = Factor { matrix: b, along };
         match op_a {
             Op::N => store(kernel, &grid, &Rows(a), &b, c, tasks),

@@ -9,7 +9,7 @@ use std::ops::Range;
 use swiglu_core::{Dtype, Element};
 
 use crate::arena::Tasks;
-use crate::grid::{Grid, Tiling, even_parts};
+use crate::grid::{Grid, even_parts};
 use crate::kernels::{Kernel, KernelVisitor, Panel};
 use crate::pack::{SourceA, SourceB};
 
@@ -60,7 +60,7 @@ impl<A: SourceA, B: SourceB, O: Output> KernelVisitor for Product<'_, A, B, O> {
 
     fn visit<K: Kernel>(self, kernel: K) {
         let Self { grid, a, b, output, tasks } = self;
-        debug_assert_eq!(grid.tiling, Tiling::of::<K>(), "a grid for this kernel");
+        debug_assert!(grid.tiling.is_for::<K>(), "a grid for this kernel");
         let work = |rows: Range<usize>, cols: Range<usize>, mut output: O| {
             tasks.with(grid.task_len(), |scratch| {
                 kernel.vectorize(
@@ -134,9 +134,7 @@ where
         let words = K::words(ks.len());
         let (a_stride, b_stride) = (words * K::A_STRIDE, words * K::NR);
         b.pack(kernel, cols.clone(), ks.clone(), &mut b_panels[..col_panels * b_stride]);
-        for (i, rows) in even_parts(rows.clone(), K::MR).enumerate() {
-            a.pack(kernel, rows, ks.clone(), &mut a_panels[i * a_stride..][..a_stride]);
-        }
+        a.pack(kernel, rows.clone(), ks.clone(), &mut a_panels[..row_panels * a_stride]);
         for (j, start) in cols.clone().step_by(grid.width).enumerate() {
             let b_panel = &b_panels[j * b_stride..][..b_stride];
             for (i, panel_rows) in even_parts(rows.clone(), K::MR).enumerate() {

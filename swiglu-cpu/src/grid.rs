@@ -6,8 +6,11 @@ use std::ops::Range;
 use swiglu_core::Tile;
 
 use crate::kernels::{Kernel, KernelVisitor};
-use crate::pack::SourceB;
+use crate::pack::{Along, SourceB};
 use crate::word::Word;
+
+/// Column panels of a block with some rows, where packing B is much of the work: longer runs of each of its rows.
+const COL_PANELS: usize = 32;
 
 /// What blocks depend on of the kernel that multiplies them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,10 +24,15 @@ pub(crate) struct Tiling {
     /// Words of a panel of full depth.
     kc: usize,
     pub(crate) a_stride: usize,
+    block_rows: usize,
+    block_cols: usize,
+    most_col_panels: usize,
+    /// Whether the kernel can read rows of B in place.
+    pub(crate) strips: bool,
 }
 
 impl Tiling {
-    /// That of one kernel.
+    /// That of a kernel without strips.
     pub(crate) const fn of<K: Kernel>() -> Self {
         Self {
             mr: K::MR,
@@ -33,6 +41,10 @@ impl Tiling {
             group: K::GROUP * K::Word::STEP,
             kc: K::KC,
             a_stride: K::A_STRIDE,
+            block_rows: K::BLOCK_ROWS,
+            block_cols: K::BLOCK_COLS,
+            most_col_panels: COL_PANELS,
+            strips: false,
         }
     }
 
@@ -41,11 +53,29 @@ impl Tiling {
         struct Of;
         impl KernelVisitor for Of {
             type Output = Tiling;
-            fn visit<K: Kernel>(self, _: K) -> Tiling {
-                Tiling::of::<K>()
+            fn visit<K: Kernel>(self, kernel: K) -> Tiling {
+                Tiling { strips: kernel.strips().is_some(), ..Tiling::of::<K>() }
             }
         }
         if bf16 { kernel.for_bf16(Of) } else { Of.visit(kernel) }
+    }
+
+    /// Whether these are the registers and panels of a kernel.
+    pub(crate) fn is_for<K: Kernel>(&self) -> bool {
+        let Self { mr, nr, a_stride, group, .. } = Self::of::<K>();
+        (mr, nr, a_stride, group) == (self.mr, self.nr, self.a_stride, self.group)
+    }
+
+    /// For a B that is packed to be read once: its panels need not fit L1, but each page of it that is touched should be read
+    /// on from there. Along rows 2 KiB of bf16 of each, panels of 4 KiB; along columns 4 KiB of f32 of each of 128, panels
+    /// of 128 KiB. In ms with these and with panels that fit L1, for bf16 with AMX: 16.7 and 27.9 along [I, 2D] at 1, 4096,
+    /// 11008, 15.7 and 29.9 with 16 rows; along [2D, I] 17.7 and 25.4 with 16 rows.
+    fn streaming(self, along: Along) -> Self {
+        let (kc, most_col_panels) = match along {
+            Along::Rows => (32, 64),
+            Along::Columns => (1024, 4),
+        };
+        Self { depth: self.depth / self.kc * kc, kc, most_col_panels, ..self }
     }
 
     /// Words of a panel that holds `len` elements along k, at most those of full depth.
@@ -73,23 +103,20 @@ pub(crate) struct Grid {
 }
 
 impl Grid {
-    /// Rows of a block: of 76 panels of 14 rows 76 x 16 x 192 floats of A are 934 KB with AVX-512. They are read once for
-    /// each panel of B and stay in L2; so many of them pay for packing B.
-    const ROWS: usize = 76 * 14;
-    /// Accumulators of a block: with 76 row panels 16 x 192 x 32 floats of B, 393 KB, and 2.2 MB of accumulators, which
-    /// are touched once for each KC of depth.
-    const ACCUMULATORS: usize = Self::ROWS * 16 * 32;
-    /// Column panels of a block with some rows, where packing B is much of the work: longer runs of each of its rows.
-    const COL_PANELS: usize = 32;
-    /// The same with at most FEW_ROWS rows, where packing B is all the work: 8 x 24 KiB of it, which are still in L2 when
-    /// they are multiplied. 34 ms for 60 at 1, 4096, 11008 along `[2D, I]` weights.
-    const FEW_COL_PANELS: usize = 8;
     const FEW_ROWS: usize = 2 * 16;
 
     /// Chooses blocks for `threads` threads: of the size that fits L2, smaller where threads would idle, or of the
     /// edge that the caller asked for.
-    pub(crate) fn new<B: SourceB>(tiling: Tiling, [m, n, k]: [usize; 3], tile: Tile, threads: usize) -> Self {
+    pub(crate) fn new<B: SourceB>(
+        tiling: Tiling,
+        along: Along,
+        [m, n, k]: [usize; 3],
+        tile: Tile,
+        threads: usize,
+    ) -> Self {
         let width = B::width(tiling.nr);
+        let few = m <= Self::FEW_ROWS;
+        let tiling = if few { tiling.streaming(along) } else { tiling };
         let (row_edge, col_edge) = match tile.edge() {
             Some(edge) => (edge, edge),
             None => Self::automatic(tiling, (m, n), width, threads),
@@ -100,9 +127,9 @@ impl Grid {
 
     fn automatic(tiling: Tiling, (m, n): (usize, usize), width: usize, threads: usize) -> (usize, usize) {
         let mr = tiling.mr;
-        let mut row_panels = m.div_ceil(mr).clamp(1, Self::ROWS / mr);
-        let most = if row_panels * mr <= Self::FEW_ROWS { Self::FEW_COL_PANELS } else { Self::COL_PANELS };
-        let tiles = Self::ACCUMULATORS / (mr * tiling.nr);
+        let mut row_panels = m.div_ceil(mr).clamp(1, tiling.block_rows / mr);
+        let most = tiling.most_col_panels;
+        let tiles = tiling.block_rows * tiling.block_cols / (mr * tiling.nr);
         let mut col_panels = n.div_ceil(width).clamp(1, (tiles / row_panels).min(most));
         // Two blocks for each thread, so that one that is late costs half a share at most.
         let too_few =
@@ -199,16 +226,16 @@ mod tests {
 
     #[test]
     fn small_products_are_cut_for_every_thread() {
-        let grid = Grid::new::<Paired<'_, f32>>(TILING, [8, 64, 10], Tile::Auto, 2);
+        let grid = Grid::new::<Paired<'_, f32>>(TILING, Along::Columns, [8, 64, 10], Tile::Auto, 2);
         assert!(grid.blocks() >= 2, "{grid:?}");
-        let one = Grid::new::<Stacked<'_, f32>>(TILING, [1, 1, 1], Tile::Auto, 8);
+        let one = Grid::new::<Stacked<'_, f32>>(TILING, Along::Columns, [1, 1, 1], Tile::Auto, 8);
         assert_eq!(one.blocks(), 1);
     }
 
     #[test]
     fn depths_cover_k_and_no_seam_lies_inside() {
         for k in [0, 2, 256, 500, 512, 514, 1026] {
-            let grid = Grid::new::<Stacked<'_, f32>>(TILING, [1, 1, k], Tile::Auto, 1);
+            let grid = Grid::new::<Stacked<'_, f32>>(TILING, Along::Columns, [1, 1, k], Tile::Auto, 1);
             let ks: Vec<_> = (0..grid.depths()).map(|d| grid.depth(d)).collect();
             assert!(ks.windows(2).all(|pair| pair[0].end == pair[1].start), "{ks:?}");
             assert!(ks.iter().all(|ks| ks.end <= k / 2 || ks.start >= k / 2), "{ks:?}");
@@ -219,14 +246,14 @@ mod tests {
 
     #[test]
     fn panels_hold_whole_groups() {
-        let tiling = Tiling { mr: 32, nr: 32, depth: 512, group: 32, kc: 256, a_stride: 32 };
+        let tiling = Tiling { depth: 512, group: 32, kc: 256, ..TILING };
         assert_eq!([1, 32, 33, 500, 512, 4096].map(|len| tiling.words(len)), [16, 16, 32, 256, 256, 256]);
         assert_eq!([0, 1, 300].map(|len| TILING.words(len)), [0, 1, 256]);
     }
 
     #[test]
     fn a_tile_option_sets_the_edge() {
-        let grid = Grid::new::<Paired<'_, f32>>(TILING, [1000, 1000, 10], Tile::T32, 2);
+        let grid = Grid::new::<Paired<'_, f32>>(TILING, Along::Columns, [1000, 1000, 10], Tile::T32, 2);
         assert!(grid.row_edge <= 32 && grid.col_edge <= 32, "{grid:?}");
     }
 }

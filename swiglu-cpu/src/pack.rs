@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use swiglu_core::{Element, Host, MatRef};
 
+use crate::grid::even_parts;
 use crate::kernels::{Block, EDGE, Kernel, PanelOrder, prefetch};
 use crate::word::Word;
 
@@ -23,9 +24,22 @@ pub(crate) trait SourceA: Sync {
     /// Its element type.
     type Element: Element;
 
-    /// Packs `rows` and `ks`: at most `K::MR` rows, at most `K::KC` words deep. `panel` has `K::A_STRIDE` words for each
-    /// of [`K::words`](Kernel::words); those past the last row are left or filled as suits, those past the last k are zeros.
-    fn pack<K: Kernel>(&self, kernel: K, rows: Range<usize>, ks: Range<usize>, panel: &mut [f32]);
+    /// Packs the panels of a block: `rows` in [even parts](even_parts) of at most `K::MR`, and `ks`. A panel has
+    /// `K::A_STRIDE` words for each of [`K::words`](Kernel::words); those past its last row are left or filled as suits,
+    /// those past the last k are zeros.
+    fn pack<K: Kernel>(&self, kernel: K, rows: Range<usize>, ks: Range<usize>, panels: &mut [f32]);
+}
+
+/// The panels of a block of A, and the rows of each.
+#[inline(always)]
+fn row_panels<K: Kernel>(
+    rows: Range<usize>,
+    depth: usize,
+    panels: &mut [f32],
+) -> impl Iterator<Item = (Range<usize>, &mut [f32])> {
+    // A product without any k has no panels.
+    let len = (K::words(depth) * K::A_STRIDE).max(1);
+    even_parts(rows, K::MR).zip(panels.chunks_exact_mut(len))
 }
 
 /// Columns of B.
@@ -83,13 +97,21 @@ impl<T: Element> SourceA for Rows<'_, T> {
     type Element = T;
 
     #[inline(always)]
-    fn pack<K: Kernel>(&self, kernel: K, rows: Range<usize>, ks: Range<usize>, panel: &mut [f32]) {
-        const {
-            assert!(
-                K::A_STRIDE <= EDGE || K::A_STRIDE.is_multiple_of(EDGE),
-                "blocks hold the rows of a panel"
-            );
-        };
+    fn pack<K: Kernel>(&self, kernel: K, rows: Range<usize>, ks: Range<usize>, panels: &mut [f32]) {
+        for (rows, panel) in row_panels::<K>(rows, ks.len(), panels) {
+            match K::A_ORDER {
+                PanelOrder::Steps => self.steps(kernel, rows, ks.clone(), panel),
+                PanelOrder::Runs => self.runs::<K>(rows, ks.clone(), panel),
+            }
+        }
+    }
+}
+
+impl<T: Element> Rows<'_, T> {
+    /// Blocks of sixteen words and up to sixteen rows, turned.
+    #[inline(always)]
+    fn steps<K: Kernel>(&self, kernel: K, rows: Range<usize>, ks: Range<usize>, panel: &mut [f32]) {
+        const { assert!(!matches!(K::A_ORDER, PanelOrder::Steps) || K::A_STRIDE <= EDGE) };
         let edge = EDGE * K::Word::STEP;
         for (start, panel) in ks.clone().step_by(edge).zip(panel.chunks_mut(EDGE * K::A_STRIDE)) {
             let ks = start..ks.end.min(start + edge);
@@ -97,17 +119,28 @@ impl<T: Element> SourceA for Rows<'_, T> {
             for row in rows.clone() {
                 prefetch(ahead(self.0, row, start + LINES_AHEAD * LINE / size_of::<T>()));
             }
-            for (part, first) in rows.clone().step_by(EDGE).enumerate() {
-                let rows = first..rows.end.min(first + EDGE);
-                let block = block::<K::Word, T>(self.0, rows, ks.clone());
-                match K::A_ORDER {
-                    PanelOrder::Steps => {
-                        let lanes = EDGE.min(K::A_STRIDE);
-                        put(kernel, &block, &mut panel[part * EDGE..], K::A_STRIDE, (deep, lanes));
-                    }
-                    PanelOrder::Runs => {
-                        panel[part * EDGE * EDGE..][..EDGE * EDGE].copy_from_slice(block.as_flattened());
-                    }
+            let block = block::<K::Word, T>(self.0, rows.clone(), ks);
+            put(kernel, &block, panel, K::A_STRIDE, (deep, K::A_STRIDE));
+        }
+    }
+
+    /// Each row as it is, a cache line of a panel at a time.
+    #[inline(always)]
+    fn runs<K: Kernel>(&self, rows: Range<usize>, ks: Range<usize>, panel: &mut [f32]) {
+        let edge = EDGE * K::Word::STEP;
+        for (r, row) in rows.enumerate() {
+            let next = ahead(self.0, row + ROWS_AHEAD, ks.start);
+            for at in (0..ks.len()).step_by(LINE / size_of::<T>()) {
+                prefetch(next.wrapping_add(at));
+            }
+            let row = part(self.0, row, ks.clone());
+            for (run, group) in row.chunks(edge).zip(panel.chunks_exact_mut(EDGE * K::A_STRIDE)) {
+                let to = &mut group[r * EDGE..][..EDGE];
+                if run.len() == edge {
+                    K::Word::along(&run[..edge], to);
+                } else {
+                    to.fill(0.0);
+                    K::Word::along(run, to);
                 }
             }
         }
@@ -147,10 +180,14 @@ impl<T: Element> SourceA for Columns<'_, T> {
     type Element = T;
 
     #[inline(always)]
-    fn pack<K: Kernel>(&self, kernel: K, rows: Range<usize>, ks: Range<usize>, panel: &mut [f32]) {
+    fn pack<K: Kernel>(&self, kernel: K, rows: Range<usize>, ks: Range<usize>, panels: &mut [f32]) {
         match K::A_ORDER {
-            PanelOrder::Steps => self.steps::<K>(rows, ks, panel),
-            PanelOrder::Runs => self.runs(kernel, rows, ks, panel),
+            PanelOrder::Steps => {
+                for (rows, panel) in row_panels::<K>(rows, ks.len(), panels) {
+                    self.steps::<K>(rows, ks.clone(), panel);
+                }
+            }
+            PanelOrder::Runs => self.runs(kernel, rows, ks, panels),
         }
     }
 }
@@ -172,29 +209,40 @@ impl<T: Element> Columns<'_, T> {
         }
     }
 
-    /// Blocks of sixteen words and sixteen rows, turned.
+    /// Blocks of sixteen words and sixteen rows, turned; those of all panels for one group of words after the other, so that
+    /// the rows of the source are read while their pages are at hand.
     #[inline(always)]
-    fn runs<K: Kernel>(&self, kernel: K, rows: Range<usize>, ks: Range<usize>, panel: &mut [f32]) {
+    fn runs<K: Kernel>(&self, kernel: K, rows: Range<usize>, ks: Range<usize>, panels: &mut [f32]) {
         let edge = EDGE * K::Word::STEP;
-        for (start, panel) in ks.clone().step_by(edge).zip(panel.chunks_mut(EDGE * K::A_STRIDE)) {
-            let ks = start..ks.end.min(start + edge);
-            for (first, panel) in rows.clone().step_by(EDGE).zip(panel.chunks_exact_mut(EDGE * EDGE)) {
-                let mut block = [[0.0; EDGE]; EDGE];
-                let whole = first..first + EDGE;
-                for (words, k) in block.iter_mut().zip(ks.clone().step_by(K::Word::STEP)) {
-                    prefetch(ahead(self.0, k + edge, first));
-                    if whole.end <= self.0.cols() {
-                        let (first, second) = step::<K::Word, T>(self.0, &ks, k, whole.clone());
-                        across::<K::Word, T>(first, second, words, EDGE);
-                    } else {
-                        let there = first..self.0.cols();
-                        let (first, second) = step::<K::Word, T>(self.0, &ks, k, there);
-                        K::Word::across(first, second, words);
+        for (group, start) in ks.clone().step_by(edge).enumerate() {
+            let ks_of_group = start..ks.end.min(start + edge);
+            for (rows, panel) in row_panels::<K>(rows.clone(), ks.len(), panels) {
+                let panel = &mut panel[group * EDGE * K::A_STRIDE..];
+                for (first, to) in rows.step_by(EDGE).zip(panel.chunks_exact_mut(EDGE * EDGE)) {
+                    for k in start + edge..start + 2 * edge {
+                        prefetch(ahead(self.0, k, first));
                     }
+                    let block = self.block::<K::Word>(first, ks_of_group.clone());
+                    kernel.transpose(&block, to, EDGE);
                 }
-                kernel.transpose(&block, panel, EDGE);
             }
         }
+    }
+
+    /// Words of sixteen columns from `first` on, along the rows `ks`, with zeros around them.
+    #[inline(always)]
+    fn block<W: Word>(&self, first: usize, ks: Range<usize>) -> Block {
+        let mut block = [[0.0; EDGE]; EDGE];
+        let cols = first..self.0.cols().min(first + EDGE);
+        for (words, k) in block.iter_mut().zip(ks.clone().step_by(W::STEP)) {
+            let (first, second) = step::<W, T>(self.0, &ks, k, cols.clone());
+            if first.len() == EDGE {
+                across::<W, T>(first, second, words, EDGE);
+            } else {
+                W::across(first, second, words);
+            }
+        }
+        block
     }
 }
 
@@ -258,10 +306,12 @@ impl<T: Element> Factor<'_, T> {
         let whole = cols.len() / width * width;
         for (deep, k) in ks.clone().step_by(K::Word::STEP).enumerate() {
             let (first, second) = step::<K::Word, T>(self.matrix, &ks, k, cols.clone());
-            let ahead = ahead(self.matrix, k + ROWS_AHEAD, cols.start);
+            let rows = [0, 1].map(|row| ahead(self.matrix, k + ROWS_AHEAD * K::Word::STEP + row, cols.start));
             let mut start = deep * nr + at;
             for lane in (0..whole).step_by(width) {
-                prefetch(ahead.wrapping_add(lane));
+                for row in &rows[..K::Word::STEP] {
+                    prefetch(row.wrapping_add(lane));
+                }
                 let second = second.get(lane..).unwrap_or_default();
                 across::<K::Word, T>(&first[lane..], second, &mut panels[start..], width);
                 start += panel_len;

@@ -16,21 +16,31 @@ use crate::pack::{Along, Columns, Factor, Paired, Rows, Stacked};
 use crate::rows;
 use crate::stream::{self, Pair};
 
-/// The projections as the B factor of `x . [Wa | Wb]`.
-fn projections<'a, T: Element>(w: &Weights<'a, T, Host>) -> Paired<'a, T> {
-    let along = match w.orientation() {
+/// How k runs in weights that serve as B as they are.
+fn plain(orientation: Orientation) -> Along {
+    match orientation {
         Orientation::InOut => Along::Rows,
         Orientation::OutIn => Along::Columns,
-    };
+    }
+}
+
+/// The same for their transpose.
+fn transposed(orientation: Orientation) -> Along {
+    match orientation {
+        Orientation::InOut => Along::Columns,
+        Orientation::OutIn => Along::Rows,
+    }
+}
+
+/// The projections as the B factor of `x . [Wa | Wb]`.
+fn projections<'a, T: Element>(w: &Weights<'a, T, Host>) -> Paired<'a, T> {
+    let along = plain(w.orientation());
     Paired { gate: Factor { matrix: w.gate_weights(), along }, up: Factor { matrix: w.up_weights(), along } }
 }
 
 /// The projections as the B factor of `[dG | dU] . [Wa | Wb]^T`.
 fn transposed_projections<'a, T: Element>(w: &Weights<'a, T, Host>) -> Stacked<'a, T> {
-    let along = match w.orientation() {
-        Orientation::InOut => Along::Columns,
-        Orientation::OutIn => Along::Rows,
-    };
+    let along = transposed(w.orientation());
     Stacked {
         first: Factor { matrix: w.gate_weights(), along },
         second: Factor { matrix: w.up_weights(), along },
@@ -39,11 +49,7 @@ fn transposed_projections<'a, T: Element>(w: &Weights<'a, T, Host>) -> Stacked<'
 
 /// The down projection as the B factor of `dy . Wdown^T`.
 pub(crate) fn transposed_down<'a, T: Element>(down: &Down<'a, T, Host>) -> Factor<'a, T> {
-    let along = match down.orientation() {
-        Orientation::InOut => Along::Columns,
-        Orientation::OutIn => Along::Rows,
-    };
-    Factor { matrix: down.matrix(), along }
+    Factor { matrix: down.matrix(), along: transposed(down.orientation()) }
 }
 
 /// The two halves of a packed matrix.
@@ -74,18 +80,23 @@ impl Grids {
         // dAB that is computed again is in f32.
         let saved = !matches!(problem.pass, swiglu_core::Pass::Backward { saved: false, .. });
         let of_dab = Tiling::with(kernel, bf16 && saved);
+        let (along, turned) = (plain(problem.orientation), transposed(problem.orientation));
         Self {
-            projection: Grid::new::<Paired<'_, f32>>(tiling, [b, d, i], tile, threads),
+            projection: Grid::new::<Paired<'_, f32>>(tiling, along, [b, d, i], tile, threads),
             dz: match problem.upstream {
                 UpstreamKind::Dz => None,
-                UpstreamKind::Projected { out_features: o, .. } => {
-                    Some(Grid::new::<Factor<'_, f32>>(tiling, [b, d, o], tile, threads))
-                }
+                UpstreamKind::Projected { out_features: o, orientation } => Some(
+                    Grid::new::<Factor<'_, f32>>(tiling, transposed(orientation), [b, d, o], tile, threads),
+                ),
             },
-            dx: Grid::new::<Stacked<'_, f32>>(of_dab, [b, i, 2 * d], tile, threads),
+            dx: Grid::new::<Stacked<'_, f32>>(of_dab, turned, [b, i, 2 * d], tile, threads),
             dwf: match problem.orientation {
-                Orientation::InOut => Grid::new::<Paired<'_, f32>>(of_dab, [i, d, b], tile, threads),
-                Orientation::OutIn => Grid::new::<Factor<'_, f32>>(of_dab, [d, i, b], tile, threads),
+                Orientation::InOut => {
+                    Grid::new::<Paired<'_, f32>>(of_dab, Along::Rows, [i, d, b], tile, threads)
+                }
+                Orientation::OutIn => {
+                    Grid::new::<Factor<'_, f32>>(of_dab, Along::Rows, [d, i, b], tile, threads)
+                }
             },
         }
     }
@@ -106,8 +117,8 @@ impl Projection {
         let bytes = in_features.saturating_mul(2 * hidden).saturating_mul(problem.dtype.bytes());
         let few = stream::pays(batch, bytes) && problem.options.tile == Tile::Auto;
         // Along [2D, I] weights k is contiguous: their columns have to be turned, which is what packing does.
-        if few && problem.orientation == Orientation::InOut {
-            let tiling = Tiling::with(kernel, problem.dtype == Dtype::Bf16);
+        let tiling = Tiling::with(kernel, problem.dtype == Dtype::Bf16);
+        if few && problem.orientation == Orientation::InOut && tiling.strips {
             return Projection::Streamed(stream::grid(tiling, [batch, hidden, in_features], threads));
         }
         Projection::Tiled(Grids::new(kernel, problem, threads).projection)

@@ -11,7 +11,7 @@ use swiglu_core::{Element, Host, MatRef};
 use crate::arena::Tasks;
 use crate::gemm::{Output, divide, is_bf16};
 use crate::grid::{Grid, Tiling, even_parts};
-use crate::kernels::{EDGE, Kernel, KernelVisitor, Panel, PanelOrder, Strip, prefetch};
+use crate::kernels::{Kernel, KernelVisitor, Panel, Strip, Strips, prefetch};
 use crate::pack::{LINE, ahead};
 use crate::word::Word;
 
@@ -30,9 +30,7 @@ pub(crate) fn pays(m: usize, bytes: usize) -> bool {
 
 /// Rows of B at a time: as many streams as one core's prefetcher follows without losing one, and accumulators are
 /// loaded and stored once for so many multiply-adds.
-const STREAMS: usize = 8;
-/// Most words along k at a time: a group of the kernels that have any.
-const DEPTH: usize = 16;
+const DEPTH: usize = 8;
 /// Columns of B at a time: with DEPTH rows 16 KiB, which stay in L1 for every group of rows of A.
 const RUN: usize = 512;
 /// Columns of a task: 16 rows of both accumulators are 128 KiB, in L2.
@@ -57,11 +55,6 @@ pub(crate) fn grid(tiling: Tiling, [m, n, k]: [usize; 3], threads: usize) -> Gri
 pub(crate) fn task_len(grid: &Grid) -> usize {
     let Grid { m, tiling, .. } = grid;
     2 * m * grid.col_edge + m.div_ceil(tiling.mr) * DEPTH * tiling.a_stride + DEPTH * RUN + m * tiling.nr
-}
-
-/// Words along k at a time.
-const fn depth<K: Kernel>() -> usize {
-    if K::GROUP > STREAMS { K::GROUP } else { STREAMS }
 }
 
 /// output = a . [gate | up], in blocks of `grid`, on the current thread pool: with the kernel for bf16 where both are. The
@@ -100,6 +93,7 @@ impl<T: Element, O: Output> KernelVisitor for Product<'_, T, O> {
 
     fn visit<K: Kernel>(self, kernel: K) {
         let Self { grid, a, b, output, tasks } = self;
+        let kernel = kernel.strips().expect("products are only streamed by kernels that can");
         let work = |_: Range<usize>, cols: Range<usize>, mut output: O| {
             tasks.with(task_len(grid), |scratch| {
                 kernel.vectorize(
@@ -122,7 +116,7 @@ fn block<K, T, O>(
     output: &mut O,
     scratch: &mut [f32],
 ) where
-    K: Kernel,
+    K: Strips,
     T: Element,
     O: Output,
 {
@@ -133,16 +127,15 @@ fn block<K, T, O>(
     let (runs, tile) = rest.split_at_mut(DEPTH * RUN);
     gate.fill(0.0);
     up.fill(0.0);
-    let held = kernel.hold();
-    for start in (0..grid.k).step_by(depth::<K>() * K::Word::STEP) {
-        let ks = start..grid.k.min(start + depth::<K>() * K::Word::STEP);
+    for start in (0..grid.k).step_by(DEPTH * K::Word::STEP) {
+        let ks = start..grid.k.min(start + DEPTH * K::Word::STEP);
         pack_columns::<K, T>(a, ks.clone(), panel);
         for (factor, accumulators) in [(b.gate, &mut *gate), (b.up, &mut *up)] {
             for run in (0..width).step_by(RUN) {
                 let run = run..width.min(run + RUN);
                 let from = cols.start + run.start..cols.start + run.end;
                 with_rows::<K::Word, T>(factor, ks.clone(), from, runs, |rows| {
-                    add_strips(kernel, &held, panel, rows, accumulators, (m, width), run.clone());
+                    add_strips(kernel, panel, rows, accumulators, (m, width), run.clone());
                 });
             }
         }
@@ -167,13 +160,8 @@ fn pack_columns<K: Kernel, T: Element>(a: MatRef<'_, T, Host>, ks: Range<usize>,
             let row = a.row(row).and_then(|row| row.get(ks.clone())).unwrap_or_default();
             let mut words = [0.0; DEPTH];
             K::Word::along(row, &mut words);
-            match K::A_ORDER {
-                PanelOrder::Steps => {
-                    for (panel, word) in panel.chunks_exact_mut(K::A_STRIDE).zip(words) {
-                        panel[r] = word;
-                    }
-                }
-                PanelOrder::Runs => panel[r * EDGE..][..EDGE].copy_from_slice(&words),
+            for (panel, word) in panel.chunks_exact_mut(K::A_STRIDE).zip(words) {
+                panel[r] = word;
             }
         }
     }
@@ -214,9 +202,8 @@ fn with_rows<W: Word, T: Element>(
 
 /// Adds the products of one run of B to the accumulators of every row.
 #[inline(always)]
-fn add_strips<K: Kernel>(
+fn add_strips<K: Strips>(
     kernel: K,
-    held: &K::Held,
     panel: &[f32],
     rows: &[&[f32]],
     accumulators: &mut [f32],
@@ -227,7 +214,7 @@ fn add_strips<K: Kernel>(
     for (group, floats) in even_parts(0..m, K::MR).zip(panel.chunks_exact(DEPTH * K::A_STRIDE)) {
         let a = Panel { rows: group.len(), depth, floats };
         let floats = &mut accumulators[group.start * stride + run.start..];
-        kernel.strip(held, a, rows, Strip { floats, stride, cols: run.len() });
+        kernel.strip(a, rows, Strip { floats, stride, cols: run.len() });
     }
 }
 

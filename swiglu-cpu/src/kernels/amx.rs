@@ -14,7 +14,7 @@ use std::marker::PhantomData;
 use std::sync::OnceLock;
 
 use super::tile::check;
-use super::{Avx512, Block, EDGE, Kernel, Panel, PanelOrder, Strip};
+use super::{Avx512, Block, EDGE, Kernel, Panel, PanelOrder, prefetch_near};
 use crate::word::Pair;
 
 /// Proof that this machine has AMX-BF16, that the system lets this process use it, and all that [`Avx512`] needs.
@@ -181,50 +181,32 @@ unsafe fn upper(groups: usize, a: *const f32, b: *const f32, c: *mut f32, first:
     }
 }
 
-/// What a tile register holds.
-#[derive(Default)]
-#[repr(align(64))]
-struct Registers(Block);
-
-/// As much of `from` as there is.
-#[inline(always)]
-fn copy(from: &[f32], to: &mut [f32; EDGE]) {
-    match from.first_chunk() {
-        Some(whole) => *to = *whole,
-        None => to[..from.len()].copy_from_slice(from),
-    }
-}
-
-/// # Safety
-/// - The current thread holds [`Tiles`].
-/// - `a` is readable for sixteen rows of sixteen words.
-unsafe fn add_product(a: *const f32, b: &Registers, c: &mut Registers) {
-    // SAFETY: the caller's contract; a `Registers` is sixteen rows of 64 bytes.
-    unsafe {
-        asm!(
-            "tileloadd tmm0, [{c} + {run}]", "tileloadd tmm4, [{a} + {run}]", "tileloadd tmm6, [{b} + {run}]",
-            "tdpbf16ps tmm0, tmm4, tmm6", "tilestored [{c} + {run}], tmm0",
-            a = in(reg) a, b = in(reg) b, c = in(reg) c, run = in(reg) RUN,
-            out("tmm0") _, out("tmm4") _, out("tmm6") _, options(nostack),
-        );
-    }
-}
-
 impl Kernel for Amx {
     const NAME: &'static str = "x86_64-amx-bf16-32x32";
     /// Two by two registers of accumulators; two hold A and two hold B.
     const MR: usize = 32;
     const NR: usize = 32;
-    /// 256 x 32 words are 32 KiB, two thirds of the 48 KiB of L1 of every machine with AMX.
-    const KC: usize = 256;
+    /// 128 x 32 words are 16 KiB, a third of the 48 KiB of L1 of every machine with AMX; a panel of A is another third.
+    const KC: usize = 128;
     const A_STRIDE: usize = 32;
     const A_ORDER: PanelOrder = PanelOrder::Runs;
+    /// A panel of A is read in the time of 512 cycles, so all of a block, and its accumulators, have to be in 2 MB of L2:
+    /// 256 KiB of A, as much of B, 1 MiB of accumulators.
+    const BLOCK_ROWS: usize = 512;
+    const BLOCK_COLS: usize = 512;
     const GROUP: usize = 16;
     type Word = Pair;
     type Held = Tiles;
+    type Strips = Avx512;
 
     fn hold(self) -> Tiles {
         Tiles::load(self)
+    }
+
+    /// Rows of B are no tile: two of them have to be made into one of pairs first, which is what packing does. It takes 16 ms
+    /// at 16, 4096, 11008 for 41 with pairs made in L1 and accumulators loaded for each group.
+    fn strips(self) -> Option<Avx512> {
+        None
     }
 
     fn tile(self, _: &Tiles, a: Panel<'_>, b: &[f32], c: &mut [f32], first: bool) {
@@ -233,34 +215,14 @@ impl Kernel for Amx {
         let there = floats.len() >= depth * Self::A_STRIDE && c.len() >= Self::MR * Self::NR;
         assert!(depth.is_multiple_of(Self::GROUP) && there, "whole registers of a tile, depth {depth}");
         let (groups, a, b, c) = (depth / Self::GROUP, floats.as_ptr(), b.as_ptr(), c.as_mut_ptr());
-        // SAFETY: `check` and the assertion compared the lengths with whole registers; there are `Tiles`.
-        unsafe { if rows > EDGE { whole(groups, a, b, c, first) } else { upper(groups, a, b, c, first) } }
-    }
-
-    fn strip(self, _: &Tiles, a: Panel<'_>, b: &[&[f32]], c: Strip<'_>) {
-        let Panel { rows, depth, floats } = a;
-        let Strip { floats: c, stride, cols } = c;
-        assert!(depth == b.len() && depth <= Self::GROUP, "strip of depth {depth}");
-        for j in (0..cols).step_by(EDGE) {
-            let mut factor = Registers::default();
-            for (to, from) in factor.0.iter_mut().zip(b) {
-                copy(&from[j..cols], to);
-            }
-            for (a, first) in floats.chunks_exact(EDGE * EDGE).zip((0..rows).step_by(EDGE)) {
-                let rows = first..rows.min(first + EDGE);
-                let mut sums = Registers::default();
-                for (to, row) in sums.0.iter_mut().zip(rows.clone()) {
-                    copy(&c[row * stride + j..row * stride + cols], to);
-                }
-                // SAFETY: all three are sixteen rows of sixteen floats; there are `Tiles`.
-                unsafe { add_product(a.as_ptr(), &factor, &mut sums) };
-                for (from, row) in sums.0.iter().zip(rows) {
-                    let to = &mut c[row * stride + j..row * stride + cols];
-                    let len = to.len().min(EDGE);
-                    to[..len].copy_from_slice(&from[..len]);
-                }
+        if !first {
+            // The accumulators of the tile that comes next lie right behind; it starts by loading them.
+            for line in (0..Self::MR * Self::NR).step_by(EDGE) {
+                prefetch_near(c.wrapping_add(Self::MR * Self::NR + line));
             }
         }
+        // SAFETY: `check` and the assertion compared the lengths with whole registers; there are `Tiles`.
+        unsafe { if rows > EDGE { whole(groups, a, b, c, first) } else { upper(groups, a, b, c, first) } }
     }
 
     #[inline(always)]

@@ -5,7 +5,7 @@ use std::arch::x86_64::{
 };
 
 use super::tile::{Vector, check, check_strip, dispatch_rows, dispatch_strip, strip, tile};
-use super::{Kernel, Panel, Strip};
+use super::{Kernel, Panel, Strip, Strips};
 use crate::word::Single;
 
 /// Proof that this machine has AVX2, FMA and F16C.
@@ -100,9 +100,15 @@ impl Kernel for Avx2 {
     const A_STRIDE: usize = 8;
     type Word = Single;
     type Held = ();
+    type Strips = Self;
 
     #[inline(always)]
     fn hold(self) {}
+
+    #[inline(always)]
+    fn strips(self) -> Option<Self> {
+        Some(self)
+    }
 
     fn tile(self, (): &(), a: Panel<'_>, b: &[f32], c: &mut [f32], first: bool) {
         check::<Self>(a, b, c);
@@ -110,15 +116,17 @@ impl Kernel for Avx2 {
         unsafe { run(a, b.as_ptr(), c.as_mut_ptr(), first) }
     }
 
-    fn strip(self, (): &(), a: Panel<'_>, b: &[&[f32]], c: Strip<'_>) {
-        check_strip::<Self>(a, b, &c);
-        // SAFETY: `check_strip` compared every length with what is read and written; `self` proves the ISA.
-        unsafe { run_strip(a, b, c) }
-    }
-
     #[inline(always)]
     fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
         // SAFETY: `self` proves the ISA.
         unsafe { call(f) }
+    }
+}
+
+impl Strips for Avx2 {
+    fn strip(self, a: Panel<'_>, b: &[&[f32]], c: Strip<'_>) {
+        check_strip::<Self>(a, b, &c);
+        // SAFETY: `check_strip` compared every length with what is read and written; `self` proves the ISA.
+        unsafe { run_strip(a, b, c) }
     }
 }

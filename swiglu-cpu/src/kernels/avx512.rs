@@ -9,7 +9,7 @@ use std::arch::x86_64::{
 #[cfg(target_os = "linux")]
 use super::Amx;
 use super::tile::{Vector, check, check_strip, dispatch_rows, dispatch_strip, strip, tile};
-use super::{Avx512Bf16, Block, EDGE, Kernel, KernelVisitor, Panel, Strip};
+use super::{Avx512Bf16, Block, EDGE, Kernel, KernelVisitor, Panel, Strip, Strips};
 use crate::word::Single;
 
 /// How bf16 is multiplied with bf16.
@@ -186,9 +186,15 @@ impl Kernel for Avx512 {
     const A_STRIDE: usize = 16;
     type Word = Single;
     type Held = ();
+    type Strips = Self;
 
     #[inline(always)]
     fn hold(self) {}
+
+    #[inline(always)]
+    fn strips(self) -> Option<Self> {
+        Some(self)
+    }
 
     #[inline(always)]
     fn for_bf16<V: KernelVisitor>(self, visitor: V) -> V::Output {
@@ -212,12 +218,6 @@ impl Kernel for Avx512 {
         unsafe { run(a, b.as_ptr(), c.as_mut_ptr(), first) }
     }
 
-    fn strip(self, (): &(), a: Panel<'_>, b: &[&[f32]], c: Strip<'_>) {
-        check_strip::<Self>(a, b, &c);
-        // SAFETY: `check_strip` compared every length with what is read and written; `self` proves the ISA.
-        unsafe { run_strip(a, b, c) }
-    }
-
     #[inline(always)]
     fn transpose(self, block: &Block, to: &mut [f32], stride: usize) {
         assert!(stride >= EDGE && to.len() >= (EDGE - 1) * stride + EDGE, "room for a transposed block");
@@ -229,5 +229,13 @@ impl Kernel for Avx512 {
     fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
         // SAFETY: `self` proves the ISA.
         unsafe { call(f) }
+    }
+}
+
+impl Strips for Avx512 {
+    fn strip(self, a: Panel<'_>, b: &[&[f32]], c: Strip<'_>) {
+        check_strip::<Self>(a, b, &c);
+        // SAFETY: `check_strip` compared every length with what is read and written; `self` proves the ISA.
+        unsafe { run_strip(a, b, c) }
     }
 }

@@ -10,7 +10,7 @@ use std::arch::x86_64::{
 
 use super::avx512::call;
 use super::tile::{Vector, check, check_strip, dispatch_rows, dispatch_strip, strip, tile};
-use super::{Avx512, Block, Kernel, Panel, Strip};
+use super::{Avx512, Block, Kernel, Panel, Strip, Strips};
 use crate::word::Pair;
 
 /// Proof that this machine has AVX-512-BF16 and all that [`Avx512`] needs.
@@ -138,20 +138,20 @@ impl Kernel for Avx512Bf16 {
     const A_STRIDE: usize = Avx512::A_STRIDE;
     type Word = Pair;
     type Held = ();
+    type Strips = Self;
 
     #[inline(always)]
     fn hold(self) {}
+
+    #[inline(always)]
+    fn strips(self) -> Option<Self> {
+        Some(self)
+    }
 
     fn tile(self, (): &(), a: Panel<'_>, b: &[f32], c: &mut [f32], first: bool) {
         check::<Self>(a, b, c);
         // SAFETY: `check` compared the three lengths with what the tile reads and writes; `self` proves the ISA.
         unsafe { run(a, b.as_ptr(), c.as_mut_ptr(), first) }
-    }
-
-    fn strip(self, (): &(), a: Panel<'_>, b: &[&[f32]], c: Strip<'_>) {
-        check_strip::<Self>(a, b, &c);
-        // SAFETY: `check_strip` compared every length with what is read and written; `self` proves the ISA.
-        unsafe { run_strip(a, b, c) }
     }
 
     #[inline(always)]
@@ -163,5 +163,13 @@ impl Kernel for Avx512Bf16 {
     fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
         // SAFETY: `base` proves the ISA.
         unsafe { call(f) }
+    }
+}
+
+impl Strips for Avx512Bf16 {
+    fn strip(self, a: Panel<'_>, b: &[&[f32]], c: Strip<'_>) {
+        check_strip::<Self>(a, b, &c);
+        // SAFETY: `check_strip` compared every length with what is read and written; `self` proves the ISA.
+        unsafe { run_strip(a, b, c) }
     }
 }

@@ -3,7 +3,7 @@
 use std::arch::aarch64::{float32x4_t, vdupq_n_f32, vfmaq_f32, vld1q_f32, vst1q_f32};
 
 use super::tile::{Vector, check, check_strip, dispatch_rows, dispatch_strip, strip, tile};
-use super::{Kernel, Panel, Strip};
+use super::{Kernel, Panel, Strip, Strips};
 use crate::word::Single;
 
 /// Proof that this machine has NEON.
@@ -111,9 +111,15 @@ impl Kernel for Neon {
     const A_STRIDE: usize = 12;
     type Word = Single;
     type Held = ();
+    type Strips = Self;
 
     #[inline(always)]
     fn hold(self) {}
+
+    #[inline(always)]
+    fn strips(self) -> Option<Self> {
+        Some(self)
+    }
 
     fn tile(self, (): &(), a: Panel<'_>, b: &[f32], c: &mut [f32], first: bool) {
         check::<Self>(a, b, c);
@@ -121,15 +127,17 @@ impl Kernel for Neon {
         unsafe { run(a, b.as_ptr(), c.as_mut_ptr(), first) }
     }
 
-    fn strip(self, (): &(), a: Panel<'_>, b: &[&[f32]], c: Strip<'_>) {
-        check_strip::<Self>(a, b, &c);
-        // SAFETY: `check_strip` compared every length with what is read and written; `self` proves the ISA.
-        unsafe { run_strip(a, b, c) }
-    }
-
     #[inline(always)]
     fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
         // SAFETY: `self` proves the ISA.
         unsafe { call(f) }
+    }
+}
+
+impl Strips for Neon {
+    fn strip(self, a: Panel<'_>, b: &[&[f32]], c: Strip<'_>) {
+        check_strip::<Self>(a, b, &c);
+        // SAFETY: `check_strip` compared every length with what is read and written; `self` proves the ISA.
+        unsafe { run_strip(a, b, c) }
     }
 }

@@ -1,7 +1,7 @@
 //! The semantics in plain Rust, for every machine.
 
 use super::tile::{Vector, check, check_strip, dispatch_rows, dispatch_strip, strip, tile};
-use super::{Kernel, Panel, Strip};
+use super::{Kernel, Panel, Strip, Strips};
 use crate::word::Single;
 
 /// Plain Rust; exists everywhere.
@@ -60,9 +60,15 @@ impl Kernel for Portable {
     const A_STRIDE: usize = 4;
     type Word = Single;
     type Held = ();
+    type Strips = Self;
 
     #[inline(always)]
     fn hold(self) {}
+
+    #[inline(always)]
+    fn strips(self) -> Option<Self> {
+        Some(self)
+    }
 
     fn tile(self, (): &(), a: Panel<'_>, b: &[f32], c: &mut [f32], first: bool) {
         check::<Self>(a, b, c);
@@ -72,16 +78,18 @@ impl Kernel for Portable {
         unsafe { dispatch_rows!(Self, F32x4, rows, (depth, a, b, c, first), [1, 2, 3, 4]) }
     }
 
-    fn strip(self, (): &(), a: Panel<'_>, b: &[&[f32]], c: Strip<'_>) {
+    #[inline(always)]
+    fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
+        f()
+    }
+}
+
+impl Strips for Portable {
+    fn strip(self, a: Panel<'_>, b: &[&[f32]], c: Strip<'_>) {
         check_strip::<Self>(a, b, &c);
         let (a, rows, Strip { floats, stride, cols }) = (a.floats.as_ptr(), a.rows, c);
         let c = floats.as_mut_ptr();
         // SAFETY: `check_strip` compared every length with what is read and written.
         unsafe { dispatch_strip!(Self, F32x4, rows, (a, b, c, stride, cols), [1, 2, 3, 4]) }
-    }
-
-    #[inline(always)]
-    fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
-        f()
     }
 }
