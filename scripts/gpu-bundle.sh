@@ -28,6 +28,7 @@ executables test --no-run -p swiglu-cuda --test gpu | add
 executables build --release -p mnist --features cuda | add
 executables build --release -p swiglu-cuda --example throughput --example tune | add
 executables build --release -p swiglu-bench-gpu | add
+executables build --release -p swiglu --features cuda,cli --bin swiglu --example llama_mlp | add
 cp scripts/gpu-run.sh "$out/run.sh"
 
 kib=$(du -sk "$out" | cut -f1)

@@ -57,8 +57,8 @@ impl fmt::Debug for Cpu {
 impl Cpu {
     /// The best instruction set of this machine, on the current rayon thread pool.
     ///
-    /// The environment variable `SWIGLU_ISA` (`portable`, `avx2`, `avx512`, `avx512bf16`, `neon`) forces one; if it cannot run, every call
-    /// returns [`Error::Unavailable`].
+    /// The environment variable `SWIGLU_ISA` (`portable`, `avx2`, `avx512`, `avx512bf16`, `amx`, `neon`) forces one; if it
+    /// cannot run, every call returns [`Error::Unavailable`].
     pub fn new() -> Self {
         Self { isa: Isa::chosen().ok(), pool: None, arena: Arena::default() }
     }

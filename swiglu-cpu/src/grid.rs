@@ -29,6 +29,8 @@ pub(crate) struct Tiling {
     most_col_panels: usize,
     /// Whether the kernel can read rows of B in place.
     pub(crate) strips: bool,
+    /// Whether it can read columns of B in place.
+    pub(crate) dots: bool,
 }
 
 impl Tiling {
@@ -45,6 +47,7 @@ impl Tiling {
             block_cols: K::BLOCK_COLS,
             most_col_panels: COL_PANELS,
             strips: false,
+            dots: K::DOTS,
         }
     }
 
@@ -80,8 +83,12 @@ impl Tiling {
 
     /// Words of a panel that holds `len` elements along k, at most those of full depth.
     fn words(&self, len: usize) -> usize {
-        let groups = len.min(self.depth).div_ceil(self.group);
-        groups * self.group * self.kc / self.depth
+        self.all_words(len.min(self.depth))
+    }
+
+    /// Words of whole groups for `len` elements along k.
+    pub(crate) fn all_words(&self, len: usize) -> usize {
+        len.div_ceil(self.group) * self.group * self.kc / self.depth
     }
 }
 

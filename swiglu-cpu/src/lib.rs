@@ -28,6 +28,7 @@ mod arena;
 mod backend;
 mod composed;
 mod dense;
+mod dots;
 mod gate;
 mod gemm;
 mod grid;

@@ -160,6 +160,22 @@ fn block<W: Word, T: Element>(matrix: MatRef<'_, T, Host>, rows: Range<usize>, k
     block
 }
 
+/// All of `matrix`, turned: for each [`EDGE`] words along k, for each [`EDGE`] rows, one word of all of them after the other,
+/// with zeros for what is not there.
+#[inline(always)]
+pub(crate) fn pack_steps<K: Kernel, T: Element>(kernel: K, matrix: MatRef<'_, T, Host>, to: &mut [f32]) {
+    let (edge, parts) = (EDGE * K::Word::STEP, matrix.rows().div_ceil(EDGE));
+    let starts = (0..matrix.cols()).step_by(edge);
+    for (start, to) in starts.zip(to.chunks_exact_mut((parts * EDGE * EDGE).max(1))) {
+        let ks = start..matrix.cols().min(start + edge);
+        for (part, to) in to.chunks_exact_mut(EDGE * EDGE).enumerate() {
+            let rows = part * EDGE..matrix.rows().min((part + 1) * EDGE);
+            let block = block::<K::Word, T>(matrix, rows, ks.clone());
+            kernel.transpose(&block, to, EDGE);
+        }
+    }
+}
+
 /// Writes `deep` rows of `lanes` lanes of a transposed block, `stride` apart.
 #[inline(always)]
 fn put<K: Kernel>(kernel: K, block: &Block, to: &mut [f32], stride: usize, (deep, lanes): (usize, usize)) {

@@ -8,6 +8,7 @@ use swiglu_core::{
 
 use crate::arena::{Tasks, Workspace};
 use crate::backend::Pass;
+use crate::dots;
 use crate::gemm::gemm;
 use crate::grid::{Grid, Tiling};
 use crate::kernels::Kernel;
@@ -107,19 +108,29 @@ impl Grids {
 pub(crate) enum Projection {
     /// On the tiled driver.
     Tiled(Grid),
-    /// Few rows, along weights that are not packed.
+    /// Few rows, along `[I, 2D]` weights that are not packed.
     Streamed(Grid),
+    /// Few rows, along `[2D, I]` weights that are not packed.
+    Dotted(Grid),
 }
 
 impl Projection {
     pub(crate) fn new<K: Kernel>(kernel: K, problem: &Problem, threads: usize) -> Self {
         let Dims { batch, in_features, hidden } = problem.dims;
         let bytes = in_features.saturating_mul(2 * hidden).saturating_mul(problem.dtype.bytes());
-        let few = stream::pays(batch, bytes) && problem.options.tile == Tile::Auto;
-        // Along [2D, I] weights k is contiguous: their columns have to be turned, which is what packing does.
         let tiling = Tiling::with(kernel, problem.dtype == Dtype::Bf16);
-        if few && problem.orientation == Orientation::InOut && tiling.strips {
-            return Projection::Streamed(stream::grid(tiling, [batch, hidden, in_features], threads));
+        let shape = [batch, hidden, in_features];
+        if problem.options.tile == Tile::Auto {
+            match problem.orientation {
+                Orientation::InOut if tiling.strips && stream::pays(batch, bytes) => {
+                    return Projection::Streamed(stream::grid(tiling, shape, threads));
+                }
+                Orientation::OutIn if tiling.dots && batch <= dots::MOST_ROWS => {
+                    return Projection::Dotted(dots::grid(tiling, shape, threads));
+                }
+                // Where k runs along the columns of weights, other kernels have to turn them: packing does.
+                _ => {}
+            }
         }
         Projection::Tiled(Grids::new(kernel, problem, threads).projection)
     }
@@ -129,6 +140,7 @@ impl Projection {
         match self {
             Projection::Tiled(grid) => grid.task_len(),
             Projection::Streamed(grid) => stream::task_len(grid),
+            Projection::Dotted(grid) => dots::task_len(grid),
         }
     }
 }
@@ -149,6 +161,10 @@ impl<T: Element> Pass for ForwardPass<'_, T> {
             Projection::Streamed(grid) => {
                 let pair = Pair { gate: w.gate_weights(), up: w.up_weights() };
                 stream::stream(kernel, &grid, x, pair, output, tasks);
+            }
+            Projection::Dotted(grid) => {
+                let pair = Pair { gate: w.gate_weights(), up: w.up_weights() };
+                dots::multiply(kernel, &grid, x, pair, output, tasks);
             }
         }
         Ok(())

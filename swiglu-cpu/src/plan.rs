@@ -71,7 +71,7 @@ impl KernelVisitor for Fused<'_> {
                 let what = format!("forward with {gate} epilogue{kept}");
                 match projection {
                     Projection::Tiled(grid) => product(&mut launches, kernel, &what, &grid),
-                    streamed @ Projection::Streamed(grid) => {
+                    streamed @ (Projection::Streamed(grid) | Projection::Dotted(grid)) => {
                         task_len = streamed.task_len();
                         launches.push(format!("{}, weights read in place", describe(kernel, &what, &grid)));
                     }

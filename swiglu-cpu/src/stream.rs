@@ -36,7 +36,7 @@ const RUN: usize = 512;
 /// Columns of a task: 16 rows of both accumulators are 128 KiB, in L2.
 const COLUMNS: usize = 1024;
 
-/// The gate and the up factor, `[k, n]` each.
+/// The gate and the up factor, `[k, n]` each, or `[n, k]`.
 #[derive(Clone, Copy)]
 pub(crate) struct Pair<'a, T: Element> {
     pub(crate) gate: MatRef<'a, T, Host>,

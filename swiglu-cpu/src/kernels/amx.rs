@@ -11,10 +11,15 @@
 
 use std::arch::asm;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::sync::OnceLock;
 
+use swiglu_core::{Element, bf16};
+
 use super::tile::check;
-use super::{Avx512, Block, EDGE, Kernel, Panel, PanelOrder, prefetch_near};
+use super::{
+    Avx512, Block, Dots, DotsVisitor, EDGE, Kernel, Panel, PanelOrder, Runs, prefetch, prefetch_near,
+};
 use crate::word::Pair;
 
 /// Proof that this machine has AMX-BF16, that the system lets this process use it, and all that [`Avx512`] needs.
@@ -225,6 +230,13 @@ impl Kernel for Amx {
         unsafe { if rows > EDGE { whole(groups, a, b, c, first) } else { upper(groups, a, b, c, first) } }
     }
 
+    const DOTS: bool = true;
+
+    #[inline(always)]
+    fn with_dots<V: DotsVisitor>(self, visitor: V) -> Option<V::Output> {
+        Some(visitor.visit(self))
+    }
+
     #[inline(always)]
     fn transpose(self, block: &Block, to: &mut [f32], stride: usize) {
         self.base.transpose(block, to, stride);
@@ -233,5 +245,153 @@ impl Kernel for Amx {
     #[inline(always)]
     fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
         self.base.vectorize(f)
+    }
+}
+
+/// Groups of k that are prefetched at a time: 512 bytes of each of thirty-two rows of weights. Two at a time, as far ahead,
+/// take as long.
+const CHUNK: usize = 8;
+
+/// Sixteen rows of 32 elements that do not lie in memory as a tile register takes them.
+#[derive(Default)]
+#[repr(align(64))]
+struct Copied([[bf16; 2 * EDGE]; EDGE]);
+
+/// Accumulators of two matrices with at most twice sixteen rows of A: `[matrix][half]`, each turned.
+#[derive(Default)]
+#[repr(align(64))]
+struct Sums([[Block; 2]; 2]);
+
+/// Sixteen rows of two matrices each, `stride` bytes from one to the next.
+#[derive(Clone, Copy)]
+struct Factors {
+    first: [*const bf16; 2],
+    stride: usize,
+}
+
+/// `sums += b . a` for `groups` groups of k: the rows of both matrices are the first operand as they lie.
+///
+/// # Safety
+/// - The current thread holds [`Tiles`].
+/// - Sixteen rows of each matrix are readable for `32 * groups` elements.
+/// - `a` is readable for `groups * halves` blocks of sixteen by sixteen words, and `halves` is 1 or 2.
+unsafe fn add_dots(groups: usize, b: Factors, (a, halves): (*const f32, usize), sums: &mut Sums) {
+    let sums = &raw mut *sums;
+    // SAFETY: the caller's contract; a `Block` of the sums is sixteen rows of 64 bytes, and they lie 1 KiB apart.
+    unsafe {
+        asm!(
+            "tileloadd tmm0, [{c} + {run}]",
+            "tileloadd tmm1, [{c} + {run} + 2048]",
+            "tileloadd tmm2, [{c} + {run} + 1024]",
+            "tileloadd tmm3, [{c} + {run} + 3072]",
+            "2:",
+            "tileloadd tmm4, [{gate} + {stride}]",
+            "tileloadd tmm5, [{up} + {stride}]",
+            "tileloadd tmm6, [{a} + {run}]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm5, tmm6",
+            "cmp {step}, 1024",
+            "je 3f",
+            "tileloadd tmm7, [{a} + {run} + 1024]",
+            "tdpbf16ps tmm2, tmm4, tmm7",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "3:",
+            "add {gate}, 64",
+            "add {up}, 64",
+            "add {a}, {step}",
+            "dec {groups}",
+            "jnz 2b",
+            "tilestored [{c} + {run}], tmm0",
+            "tilestored [{c} + {run} + 2048], tmm1",
+            "tilestored [{c} + {run} + 1024], tmm2",
+            "tilestored [{c} + {run} + 3072], tmm3",
+            groups = inout(reg) groups => _,
+            gate = inout(reg) b.first[0] => _,
+            up = inout(reg) b.first[1] => _,
+            a = inout(reg) a => _,
+            step = in(reg) 1024 * halves,
+            stride = in(reg) b.stride,
+            run = in(reg) RUN,
+            c = in(reg) sums,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        );
+    }
+}
+
+/// Sixteen rows of each of two matrices, when all of them lie evenly.
+fn even<T: Element>(b: &[Runs<'_, T>; 2]) -> Option<Factors> {
+    let row = |half: usize, at: usize| {
+        let (matrix, rows) = &b[half];
+        let row = (at < rows.len()).then(|| matrix.row(rows.start + at)).flatten()?;
+        T::as_bf16(row).map(<[bf16]>::as_ptr)
+    };
+    let stride = row(0, 1)?.addr().checked_sub(row(0, 0)?.addr())?;
+    for half in 0..2 {
+        for at in 0..EDGE {
+            if row(half, at)?.addr() != row(half, 0)?.addr() + at * stride {
+                return None;
+            }
+        }
+    }
+    Some(Factors { first: [row(0, 0)?, row(1, 0)?], stride })
+}
+
+/// A group of k of rows that do not lie evenly, or end in it.
+fn copied<T: Element>((matrix, rows): &Runs<'_, T>, ks: Range<usize>) -> Copied {
+    let mut copied = Copied::default();
+    for (to, row) in copied.0.iter_mut().zip(rows.clone()) {
+        let row =
+            matrix.row(row).and_then(T::as_bf16).and_then(|row| row.get(ks.clone())).unwrap_or_default();
+        to[..row.len()].copy_from_slice(row);
+    }
+    copied
+}
+
+impl Dots for Amx {
+    fn dots<T: Element>(self, _: &Tiles, a: &[f32], b: [Runs<'_, T>; 2], c: &mut [f32]) {
+        const WIDTH: usize = 2 * EDGE;
+        let k = b[0].0.cols();
+        let groups = k.div_ceil(WIDTH);
+        let halves = a.len().checked_div(groups * EDGE * EDGE).unwrap_or(1);
+        let there = a.len() == groups * halves * EDGE * EDGE && b[1].0.cols() == k;
+        assert!(there && (1..=2).contains(&halves) && c.len() == Self::MR * Self::NR, "operands of dots");
+        let mut sums = Sums::default();
+        let mut done = 0;
+        if let Some(factors) = even(&b) {
+            while done < k / WIDTH {
+                let chunk = CHUNK.min(k / WIDTH - done);
+                let at = |first: *const bf16, group: usize| first.wrapping_add(group * WIDTH);
+                for first in factors.first {
+                    for row in 0..EDGE {
+                        let next = at(first, done + CHUNK).wrapping_byte_add(row * factors.stride);
+                        for line in 0..CHUNK {
+                            prefetch(next.wrapping_byte_add(line * RUN));
+                        }
+                    }
+                }
+                let b = Factors { first: factors.first.map(|first| at(first, done)), ..factors };
+                let a = a[done * halves * EDGE * EDGE..].as_ptr();
+                // SAFETY: `even` found sixteen rows of k elements in both matrices at these addresses, and this chunk of groups
+                // ends before k; the assertion counted the blocks of `a`; there are `Tiles`.
+                unsafe { add_dots(chunk, b, (a, halves), &mut sums) };
+                done += chunk;
+            }
+        }
+        for group in done..groups {
+            let ks = group * WIDTH..k.min((group + 1) * WIDTH);
+            let [gate, up] = b.each_ref().map(|runs| copied(runs, ks.clone()));
+            let b = Factors { first: [gate.0.as_ptr().cast(), up.0.as_ptr().cast()], stride: RUN };
+            let a = a[group * halves * EDGE * EDGE..].as_ptr();
+            // SAFETY: both copies are sixteen rows of 64 bytes; the rest as above.
+            unsafe { add_dots(1, b, (a, halves), &mut sums) };
+        }
+        for (matrix, sums) in sums.0.iter().enumerate() {
+            for (half, block) in sums.iter().enumerate() {
+                let to = &mut c[half * EDGE * Self::NR + matrix * EDGE..];
+                self.transpose(block, to, Self::NR);
+            }
+        }
     }
 }

@@ -29,6 +29,10 @@ pub(crate) use avx512_bf16::Avx512Bf16;
 pub(crate) use neon::Neon;
 pub(crate) use portable::Portable;
 
+use std::ops::Range;
+
+use swiglu_core::{Element, Host, MatRef};
+
 use crate::word::Word;
 
 /// Edge of a block that is transposed while it is packed: a cache line of f32.
@@ -112,6 +116,15 @@ pub(crate) trait Kernel: Copy + Send + Sync + 'static {
     /// This kernel, if it can read rows of B in place.
     fn strips(self) -> Option<Self::Strips>;
 
+    /// Whether this is a kernel of [`Dots`].
+    const DOTS: bool = false;
+
+    /// Visits this kernel, if it is one of [`Dots`].
+    #[inline(always)]
+    fn with_dots<V: DotsVisitor>(self, _: V) -> Option<V::Output> {
+        None
+    }
+
     /// Words of a panel that holds `len` elements along k.
     #[inline(always)]
     fn words(len: usize) -> usize {
@@ -146,6 +159,25 @@ pub(crate) trait Strips: Kernel {
     ///
     /// Each element is the same chain as in [`tile`](Kernel::tile), so its bits are.
     fn strip(self, a: Panel<'_>, b: &[&[f32]], c: Strip<'_>);
+}
+
+/// A kernel that can read columns of B in place: runs along k.
+pub(crate) trait Dots: Kernel {
+    /// Products of the packed rows of A (see [`pack_steps`](crate::pack::pack_steps)) with at most [`EDGE`] rows of two
+    /// matrices: the first `NR / 2` columns of `c` become those with the first matrix, the others those with the second. `c` is
+    /// dense with `NR` columns, and has `MR` rows; those past the last of A are left or filled.
+    ///
+    /// Each element is the same chain as in [`tile`](Kernel::tile), so its bits are.
+    fn dots<T: Element>(self, held: &Self::Held, a: &[f32], b: [Runs<'_, T>; 2], c: &mut [f32]);
+}
+
+/// Rows of a matrix.
+pub(crate) type Runs<'a, T> = (MatRef<'a, T, Host>, Range<usize>);
+
+/// A computation that is generic over a kernel of [`Dots`].
+pub(crate) trait DotsVisitor {
+    type Output;
+    fn visit<K: Dots>(self, kernel: K) -> Self::Output;
 }
 
 /// Asks for the cache line at `line` to be brought to L2. An address and nothing else: it need not be readable.
