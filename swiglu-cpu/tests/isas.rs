@@ -21,7 +21,7 @@ fn every_instruction_set_passes_the_suite() {
                     ..Config::cpu("swiglu-cpu", "isas")
                 };
                 for check in Check::ALL {
-                    let report = check.run(&cpu, &config, 200, 1);
+                    let report = check.run(&cpu, &config, 150, 1);
                     assert!(report.is_ok(), "{isa} {check}: {:?}", report.err());
                 }
             }
