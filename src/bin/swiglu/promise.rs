@@ -1,6 +1,6 @@
 //! What each backend promises to the testkit.
 
-use swiglu::{Cpu, DeviceId, Dtype, Isa};
+use swiglu::{Cpu, DeviceId, Dtype};
 use swiglu_testkit::Config;
 use swiglu_testkit::bounds::Rounding;
 
