@@ -179,6 +179,7 @@ swiglu_testkit::suite! {
     backend: Fake::new(Cpu::new(), 11).on_stream(2),
     config: Config {
         composed: swiglu_testkit::bounds::Rounding::Fused,
+        flushes: Cpu::new().isa().map_or(&[], swiglu::Isa::flushes_subnormals_of),
         ..Config::cpu("swiglu", "everywhere")
     },
 }

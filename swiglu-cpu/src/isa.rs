@@ -93,15 +93,19 @@ impl Isa {
         }
     }
 
-    /// Whether products of this type count subnormal numbers as 0.
+    /// The types whose products count subnormal numbers as 0.
     ///
     /// ```
     /// use swiglu_core::Dtype;
     /// use swiglu_cpu::Isa;
-    /// assert!(Isa::Amx.flushes_subnormals(Dtype::Bf16) && !Isa::Amx.flushes_subnormals(Dtype::F32));
+    /// assert_eq!(Isa::Amx.flushes_subnormals_of(), [Dtype::Bf16]);
+    /// assert_eq!(Isa::Avx512.flushes_subnormals_of(), []);
     /// ```
-    pub fn flushes_subnormals(self, dtype: Dtype) -> bool {
-        matches!(self, Isa::Avx512Bf16 | Isa::Amx) && dtype == Dtype::Bf16
+    pub fn flushes_subnormals_of(self) -> &'static [Dtype] {
+        match self {
+            Isa::Avx512Bf16 | Isa::Amx => &[Dtype::Bf16],
+            Isa::Portable | Isa::Avx2 | Isa::Avx512 | Isa::Neon => &[],
+        }
     }
 
     /// This one, if the machine has it.

@@ -21,7 +21,9 @@ pub(crate) fn plan(isa: Isa, threads: usize, problem: &Problem) -> Plan {
     };
     match isa {
         Isa::Portable => plan.note("portable kernel: products are rounded before they are added"),
-        _ if isa.flushes_subnormals(problem.dtype) && problem.options.route == Route::Fused => {
+        _ if isa.flushes_subnormals_of().contains(&problem.dtype)
+            && problem.options.route == Route::Fused =>
+        {
             plan.note("bf16 dot products: subnormals count as 0, some products along k are summed first")
         }
         _ => plan,

@@ -1,6 +1,5 @@
 //! The suite on every instruction set that this machine has, with fewer cases; absent ones are counted and named.
 
-use swiglu_core::Dtype;
 use swiglu_cpu::{Cpu, Isa};
 use swiglu_testkit::bounds::Rounding;
 use swiglu_testkit::{Check, Config};
@@ -17,7 +16,7 @@ fn every_instruction_set_passes_the_suite() {
                     composed: Rounding::Fused,
                     orientation_invariant: true,
                     zero_column_invariant: true,
-                    flushes: if isa.flushes_subnormals(Dtype::Bf16) { &[Dtype::Bf16] } else { &[] },
+                    flushes: isa.flushes_subnormals_of(),
                     ..Config::cpu("swiglu-cpu", "isas")
                 };
                 for check in Check::ALL {

@@ -1,6 +1,6 @@
 //! What each backend promises to the testkit.
 
-use swiglu::{Cpu, DeviceId, Dtype};
+use swiglu::{Cpu, DeviceId, Isa};
 use swiglu_testkit::Config;
 use swiglu_testkit::bounds::Rounding;
 
@@ -14,12 +14,7 @@ fn cpu() -> Config {
         composed: Rounding::Fused,
         orientation_invariant: true,
         zero_column_invariant: true,
-        // A property of its kernel for bf16.
-        flushes: if Cpu::new().isa().is_ok_and(|isa| isa.flushes_subnormals(Dtype::Bf16)) {
-            &[Dtype::Bf16]
-        } else {
-            &[]
-        },
+        flushes: Cpu::new().isa().map_or(&[], Isa::flushes_subnormals_of),
         ..Config::cpu("swiglu-cpu", "suite")
     }
 }
