@@ -26,6 +26,12 @@ constexpr u32 kTileN = 256;
 // Columns of the matrices in C, of which there are two in paired products, in a tile and in a half.
 constexpr u32 kColumns = kTileN / kHalves;
 constexpr u32 kHalfColumns = kColumns / 2;
+// The blocks of a cluster are on neighbouring rows of tiles.
+constexpr u32 kClusterRows = CLUSTER;
+constexpr u32 kClusterColumns = 1;
+// Paired products are alone in a launch. Blocks by themselves need to know that, and pairs must not, or the assembler (of
+// NVRTC 13.5) spills registers of the gate function with erf.
+constexpr bool kOneProduct = kHalves == 2 && CLUSTER == 1;
 // A whole 128-byte line of elements, the widest swizzle: 64 of 16 bits, or 32 of tf32.
 constexpr u32 kTileK = 128 / sizeof(In::Bits);
 // One wgmma takes 32 bytes of k: 16 elements of 16 bits, or 8 of tf32.

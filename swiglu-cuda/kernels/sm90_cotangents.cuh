@@ -9,7 +9,8 @@
 #pragma once
 #include "gate.cuh"
 #include "pack.cuh"
-#include "sm90_schedule.cuh"
+#include "sm90_tiles.cuh"
+#include "sm90_walk.cuh"
 
 // What a warp claims: 256 columns, a vector of 16 bytes for each lane, of 16 rows.
 constexpr u32 kFormRows = 16;

@@ -29,7 +29,8 @@
 // twice and run into the 128 bytes a clock of shared memory.
 #include "sm90_config.cuh"
 #include "sm90_epilogue.cuh"
-#include "sm90_schedule.cuh"
+#include "sm90_tiles.cuh"
+#include "sm90_walk.cuh"
 #if FORM_COTANGENTS
 #include "sm90_cotangents.cuh"
 #endif

@@ -15,6 +15,15 @@ __device__ __forceinline__ void sync_cluster() {
     asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
+// Turns of two warpgroups: one waits at a barrier until the other passes it on.
+__device__ __forceinline__ void wait_for_turn(u32 barrier) {
+    asm volatile("bar.sync %0, 256;" ::"r"(barrier) : "memory");
+}
+
+__device__ __forceinline__ void pass_turn(u32 barrier) {
+    asm volatile("bar.arrive %0, 256;" ::"r"(barrier) : "memory");
+}
+
 // Threads of one warpgroup meet. Barrier 0 is __syncthreads.
 __device__ __forceinline__ void sync_warpgroup(u32 barrier) {
     asm volatile("bar.sync %0, 128;" ::"r"(barrier) : "memory");
@@ -80,6 +89,12 @@ struct RingCursor {
             stage = 0;
             parity ^= 1;
         }
+    }
+
+    __device__ __forceinline__ void skip(u32 count) {
+        stage += count;
+        parity ^= stage / stages & 1;
+        stage %= stages;
     }
 };
 
@@ -169,5 +184,12 @@ __device__ __forceinline__ u32 count_at(const u32* counter) {
 __device__ __forceinline__ void store_matrices(u32 row, u32 a, u32 b, u32 c, u32 d) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(a), "r"(b), "r"(c),
                  "r"(d)
+                 : "memory");
+}
+
+// The same, of which rows become columns: thread t has elements 2 * (t % 4) and the next of column t / 4 of each.
+__device__ __forceinline__ void store_transposed(u32 row, u32 a, u32 b, u32 c, u32 d) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(a), "r"(b),
+                 "r"(c), "r"(d)
                  : "memory");
 }

@@ -39,7 +39,8 @@
 #if PRODUCT == COTANGENTS
 #include "sm90_upstream.cuh"
 #endif
-#include "sm90_schedule.cuh"
+#include "sm90_tiles.cuh"
+#include "sm90_walk.cuh"
 
 typedef RingCursor<kStages> Cursor;
 

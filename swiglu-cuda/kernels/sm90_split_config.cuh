@@ -23,6 +23,11 @@ constexpr u32 kTileN = 128;
 // Columns of the matrices in C, of which there are two in paired products. A tile's are finished together.
 constexpr u32 kColumns = kTileN / kHalves;
 constexpr u32 kHalfColumns = kColumns;
+// The blocks of a cluster are on neighbouring rows of tiles.
+constexpr u32 kClusterRows = CLUSTER;
+constexpr u32 kClusterColumns = 1;
+// Paired products are alone in a launch.
+constexpr bool kOneProduct = kHalves == 2;
 // A whole 128-byte line of bf16, the widest swizzle.
 constexpr u32 kTileK = 64;
 

@@ -4,7 +4,7 @@ use swiglu_core::{Dtype, Result};
 
 use crate::decode::Decode;
 use crate::forming::Progress;
-use crate::gemm::Gemm;
+use crate::gemm::{Gemm, Schedule};
 use crate::kernel::{Grid, Kernel};
 use crate::params::{GemmParams, Operand, Sm90Params, TensorMap};
 use crate::queue::Call;
@@ -39,8 +39,10 @@ impl Boxed {
     }
 }
 
-/// Rows of every box of `sm90`; elements of a k block of both families.
+/// Rows of every box of `sm90`, but for some where warpgroups take turns; elements of a k block of both families.
 const BOX: u32 = 64;
+/// Rows of a box of C where warpgroups take turns.
+const TURN_BOX: u32 = 32;
 
 /// Starts `products` products of `sm90`, or one of as many segments as `params` says. Operands that are split are given
 /// by their parts, and those that are rounded as they are then.
@@ -70,27 +72,35 @@ fn start(call: &Call<'_>, gemm: Gemm, asked: Sm90Params) -> Result<()> {
         return Ok(());
     }
     let shape = |trans: bool, (rows, cols): (u64, u64)| if trans { (cols, rows) } else { (rows, cols) };
-    let maps = |matrices: [Operand; 2], dtype: Dtype, (rows, cols): (u64, u64)| -> Result<[TensorMap; 2]> {
+    let (rows_a, rows_c) = match gemm.hopper.schedule {
+        Schedule::Together => (BOX, BOX),
+        Schedule::Turns { rows } => (rows / 2, TURN_BOX),
+    };
+    let maps = |matrices: [Operand; 2],
+                dtype: Dtype,
+                (rows, cols): (u64, u64),
+                box_rows|
+     -> Result<[TensorMap; 2]> {
         let mut maps = [TensorMap::default(); 2];
         for (map, matrix) in maps.iter_mut().zip(matrices) {
             if matrix != Operand::NONE {
-                *map = call.tensor_map(&Boxed { matrix, dtype, rows, cols, box_rows: BOX })?;
+                *map = call.tensor_map(&Boxed { matrix, dtype, rows, cols, box_rows })?;
             }
         }
         Ok(maps)
     };
     let out = gemm.product.out(gemm.dtype);
     let outputs = |matrices| match gemm.hopper.boxes {
-        true => maps(matrices, out, (m, n)),
+        true => maps(matrices, out, (m, n), rows_c),
         false => Ok([TensorMap::default(); 2]),
     };
-    let inputs = |matrices, (rows, cols)| match gemm.splits() {
-        true => maps(matrices, Dtype::Bf16, (parts::COUNT * parts::whole_rows(rows), cols)),
-        false => maps(matrices, gemm.dtype, (rows, cols)),
+    let inputs = |matrices, (rows, cols), box_rows| match gemm.splits() {
+        true => maps(matrices, Dtype::Bf16, (parts::COUNT * parts::whole_rows(rows), cols), box_rows),
+        false => maps(matrices, gemm.dtype, (rows, cols), box_rows),
     };
     let params = Sm90Params {
-        a: inputs(params.a, shape(gemm.a_trans, (m, k)))?,
-        b: inputs(params.b, shape(gemm.b_trans, (k, n)))?,
+        a: inputs(params.a, shape(gemm.a_trans, (m, k)), rows_a)?,
+        b: inputs(params.b, shape(gemm.b_trans, (k, n)), BOX)?,
         c: outputs(params.c)?,
         pre: outputs(params.pre)?,
         group_log2: gemm.hopper.group.trailing_zeros(),

@@ -7,7 +7,7 @@ use swiglu_core::{Dtype, Error, Gate, Result};
 use crate::compile::{Defines, Source};
 use crate::decode::Decode;
 use crate::device::Facts;
-use crate::gemm::{Family, GateCode, Gemm, Product, sliced};
+use crate::gemm::{Family, GateCode, Gemm, Product, Schedule, sliced};
 use crate::realign::parts;
 
 /// Headers that kernels include, by name.
@@ -22,7 +22,10 @@ const HEADERS: &[(&str, &str)] = &[
     ("sm90_wgmma.cuh", include_str!("../kernels/sm90_wgmma.cuh")),
     ("sm90_config.cuh", include_str!("../kernels/sm90_config.cuh")),
     ("sm90_split_config.cuh", include_str!("../kernels/sm90_split_config.cuh")),
-    ("sm90_schedule.cuh", include_str!("../kernels/sm90_schedule.cuh")),
+    ("sm90_turns_config.cuh", include_str!("../kernels/sm90_turns_config.cuh")),
+    ("sm90_turned.cuh", include_str!("../kernels/sm90_turned.cuh")),
+    ("sm90_tiles.cuh", include_str!("../kernels/sm90_tiles.cuh")),
+    ("sm90_walk.cuh", include_str!("../kernels/sm90_walk.cuh")),
     ("sm90_slices.cuh", include_str!("../kernels/sm90_slices.cuh")),
     ("sm90_cotangents.cuh", include_str!("../kernels/sm90_cotangents.cuh")),
     ("sm90_epilogue.cuh", include_str!("../kernels/sm90_epilogue.cuh")),
@@ -41,6 +44,7 @@ static SIMT_GEMM: Source = source!("simt_gemm.cu");
 static SLICED_GEMM: Source = source!("sliced_gemm.cu");
 static MMA_GEMM: Source = source!("mma_gemm.cu");
 static SM90_GEMM: Source = source!("sm90_gemm.cu");
+static SM90_TURNS: Source = source!("sm90_turns.cu");
 static SM90_SPLIT: Source = source!("sm90_split.cu");
 static GEMV: Source = source!("gemv.cu");
 static DECODE: Source = source!("decode.cu");
@@ -50,17 +54,18 @@ static ADAMW: Source = source!("adamw.cu");
 
 /// Names and texts of what kernels that compete with others are compiled from: see `tune`.
 pub(crate) fn competing_files() -> impl Iterator<Item = (&'static str, &'static str)> {
-    let sources = [&SIMT_GEMM, &MMA_GEMM, &SM90_GEMM, &DECODE];
+    let sources = [&SIMT_GEMM, &MMA_GEMM, &SM90_GEMM, &SM90_TURNS, &DECODE];
     sources.into_iter().map(|source| (source.name, source.text)).chain(HEADERS.iter().copied())
 }
 
 /// All of them.
 #[cfg(test)]
-const SOURCES: [&Source; 10] = [
+const SOURCES: [&Source; 11] = [
     &SIMT_GEMM,
     &SLICED_GEMM,
     &MMA_GEMM,
     &SM90_GEMM,
+    &SM90_TURNS,
     &SM90_SPLIT,
     &GEMV,
     &DECODE,
@@ -191,13 +196,11 @@ impl Kernel {
     pub(crate) fn source(&self) -> &'static Source {
         match self {
             Kernel::Gemm(Gemm { family: Family::Mma, .. }) => &MMA_GEMM,
-            Kernel::Gemm(gemm @ Gemm { family: Family::Sm90, .. }) => {
-                if gemm.splits() {
-                    &SM90_SPLIT
-                } else {
-                    &SM90_GEMM
-                }
-            }
+            Kernel::Gemm(gemm @ Gemm { family: Family::Sm90, .. }) => match gemm.hopper.schedule {
+                Schedule::Turns { .. } => &SM90_TURNS,
+                Schedule::Together if gemm.splits() => &SM90_SPLIT,
+                Schedule::Together => &SM90_GEMM,
+            },
             Kernel::Gemm(Gemm { family: Family::Sliced, .. }) => &SLICED_GEMM,
             Kernel::Gemm(_) => &SIMT_GEMM,
             Kernel::Gemv { .. } => &GEMV,
@@ -350,7 +353,8 @@ fn gemm_defines(gemm: &Gemm, facts: &Facts) -> Defines {
             .with("CLUSTER", if gemm.hopper.pairs { 2 } else { 1 })
             .with("SLICES", i64::from(gemm.parts))
             .with("C_BOXES", i64::from(gemm.hopper.boxes))
-            .with("FORM_COTANGENTS", i64::from(gemm.hopper.forms.is_some())),
+            .with("FORM_COTANGENTS", i64::from(gemm.hopper.forms.is_some()))
+            .with("TILE_M", gemm.tile().0 as i64),
         Family::Sliced => defines
             .with("A_VECTOR", i64::from(gemm.vectors.a))
             .with("B_VECTOR", i64::from(gemm.vectors.b))

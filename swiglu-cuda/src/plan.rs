@@ -10,6 +10,7 @@ use crate::{ComputeCapability, composed};
 mod backward;
 mod forward;
 mod product;
+mod turns;
 
 pub(crate) use backward::{BackwardPlan, Cotangents, Sums};
 pub(crate) use forward::ForwardPlan;

@@ -187,7 +187,7 @@ impl Planner<'_> {
             && gemm.dtype != Dtype::F32
             && gemm.hopper.boxes
             && dab.min(problem.accesses.z.align) >= VECTOR
-            && (pays || self.forced == Some(Family::Sm90))
+            && (pays || self.forces_sm90())
     }
 }
 

@@ -3,7 +3,7 @@
 use swiglu_core::{Dtype, Precision, Tile};
 
 use super::{MAX_COORDINATE, MMA, Planner, SM90, VECTOR};
-use crate::gemm::{Edge, Family, Gemm, Hopper, Product, Vectors, sliced};
+use crate::gemm::{Edge, Family, Gemm, Hopper, Product, Schedule, Vectors, sliced};
 use crate::kernel::Kernel;
 use crate::notes::{Note, Notes};
 use crate::tune::{Asked, Variant};
@@ -85,7 +85,8 @@ impl Wanted {
         // with the raster of pairs, 8 rows of tiles.
         let split = self.dtype == Dtype::F32 && !self.is_tf32();
         let pairs = !split && (bytes > PAIRS_FROM_BYTES || !self.several(boxes));
-        Hopper { pairs, boxes, forms: None, group: Hopper::group(pairs || split) }
+        let schedule = Schedule::Together;
+        Hopper { schedule, pairs, boxes, forms: None, group: Hopper::group(pairs || split) }
     }
 
     /// Whether there are kernels for pairs of blocks and blocks by themselves, and for outputs in vectors and without.
@@ -160,7 +161,7 @@ impl Planner<'_> {
             },
         );
         let largest = match self.family(wanted, tf32, &hopper, notes) {
-            Family::Sm90 => return hopper,
+            Family::Sm90 => return self.in_turns(hopper, wanted.k, notes),
             Family::Mma => Gemm {
                 family: Family::Mma,
                 tf32,
@@ -187,6 +188,16 @@ impl Planner<'_> {
         }
     }
 
+    /// The family that is forced on products, of which `turns` has but a schedule of its own for some.
+    fn forced_family(&self) -> Option<Family> {
+        if self.forced == Some(Family::Turns) { Some(Family::Sm90) } else { self.forced }
+    }
+
+    /// Whether products are to be those of `sm90` even where others are faster.
+    pub(super) fn forces_sm90(&self) -> bool {
+        self.forced_family() == Some(Family::Sm90)
+    }
+
     fn family(&self, wanted: &Wanted, tf32: bool, hopper: &Gemm, notes: &mut Notes) -> Family {
         if wanted.dtype == Dtype::F32 && !tf32 {
             return self.strict_family(wanted, hopper, notes);
@@ -201,7 +212,7 @@ impl Planner<'_> {
         // Rounding reads any rows.
         let any_rows = tf32 && self.forced != Some(Family::Mma);
         let by_sm90 = if any_rows { None } else { by_mma }.or_else(|| self.refused_by_sm90(wanted, hopper));
-        match (self.forced, by_mma, by_sm90) {
+        match (self.forced_family(), by_mma, by_sm90) {
             (Some(Family::Simt | Family::Sliced), ..) => Family::Simt,
             (Some(Family::Mma), None, _) => Family::Mma,
             (_, _, None) => Family::Sm90,
@@ -223,12 +234,12 @@ impl Planner<'_> {
 
     /// For f32 in f32's accuracy.
     fn strict_family(&self, wanted: &Wanted, hopper: &Gemm, notes: &mut Notes) -> Family {
-        let refused = match self.forced {
+        let refused = match self.forced_family() {
             Some(Family::Simt | Family::Sliced) => return Family::Simt,
             Some(Family::Mma) => Some("f32 is multiplied in f32 unless Precision::Tf32 is asked for"),
             _ => self.refused_by_split(wanted, hopper),
         };
-        match (self.forced, refused) {
+        match (self.forced_family(), refused) {
             (_, None) => Family::Sm90,
             (Some(forced @ (Family::Mma | Family::Sm90)), Some(reason)) => {
                 notes.push(Note::InPlaceOf { family: Family::Simt, asked: forced, reason });
@@ -249,7 +260,7 @@ impl Planner<'_> {
             Some("sm90 needs room for the parts of f32 operands")
         } else if m.max(n).max(wanted.k) > MAX_PART {
             Some("sm90 takes f32 of up to 715 million rows and columns")
-        } else if self.forced != Some(Family::Sm90) && !self.pays_to_split(wanted, hopper) {
+        } else if !self.forces_sm90() && !self.pays_to_split(wanted, hopper) {
             Some("simt is as fast as splitting f32 first")
         } else {
             None
@@ -272,7 +283,7 @@ impl Planner<'_> {
             Some(reason)
         } else if wanted.is_tf32() {
             self.refused_by_rounding(wanted, hopper)
-        } else if self.forced != Some(Family::Sm90) && !self.occupies(hopper, wanted) {
+        } else if !self.forces_sm90() && !self.occupies(hopper, wanted) {
             Some("tiles of sm90 would leave most multiprocessors idle")
         } else {
             None
@@ -283,7 +294,7 @@ impl Planner<'_> {
     fn refused_by_rounding(&self, wanted: &Wanted, hopper: &Gemm) -> Option<&'static str> {
         if !wanted.room {
             Some("sm90 needs room for rounded operands")
-        } else if self.forced != Some(Family::Sm90) && !self.pays_to_round(wanted, hopper) {
+        } else if !self.forces_sm90() && !self.pays_to_round(wanted, hopper) {
             Some("mma is as fast as rounding f32 first")
         } else {
             None

@@ -5,7 +5,7 @@ use swiglu_core::{Dims, Dtype, Gate, GradientKind, Options, Orientation, Pass, P
 use super::backward::BackwardPlan;
 use super::*;
 use crate::arena::Layout;
-use crate::gemm::{Edge, Gemm, Hopper, Product, Vectors};
+use crate::gemm::{Edge, Gemm, Hopper, Product, Schedule, Vectors};
 use crate::kernel::Kernel;
 use crate::params::Operand;
 
@@ -547,15 +547,15 @@ fn hopper_blocks_are_as_many_as_run_at_once() {
 fn hopper_kernels_follow_from_alignment_and_size() {
     let problem = forward(Dtype::Bf16, LARGE, Options::new());
     let hopper = |problem: &Problem| gemm(planner(H100, None), problem).hopper;
-    assert_eq!(hopper(&problem), Hopper { pairs: true, boxes: true, forms: None, group: 8 });
+    assert_eq!(hopper(&problem), Hopper { pairs: true, boxes: true, group: 8, ..Hopper::default() });
     let mut apart = problem;
     apart.accesses.z.align = 8;
-    assert_eq!(hopper(&apart), Hopper { pairs: true, boxes: false, forms: None, group: 8 });
+    assert_eq!(hopper(&apart), Hopper { pairs: true, group: 8, ..Hopper::default() });
     // Rows of z start at multiples of 16 bytes, and end elsewhere.
     let ragged = Dims { hidden: 14339, ..LARGE };
     assert!(!hopper(&aligned(forward(Dtype::Bf16, ragged, Options::new()), 16)).boxes);
     let dims = Dims { batch: 8192, in_features: 256, hidden: 1024 };
-    let single = Hopper { pairs: false, boxes: true, forms: None, group: 16 };
+    let single = Hopper { boxes: true, group: 16, ..Hopper::default() };
     assert_eq!(hopper(&forward(Dtype::Bf16, dims, Options::new())), single);
     for add in [false, true] {
         let kind = |dtype| Some(GradientKind { dtype, add });
@@ -800,4 +800,40 @@ fn few_tiles_of_hopper_are_shared() {
     assert_eq!(parts(Some(Family::Sm90), dims(2048, 768, 2048), Precision::Strict).0, sm90(1));
     let problem = forward(Dtype::Bf16, dims(1024, 512, 128), Options::new());
     assert_eq!(gemm(planner(H100, Some(Family::Sm90)), &problem).parts, 1, "gates need whole sums");
+}
+
+/// Forwards that are asked to take turns do, with rows of tiles that L2 keeps; the rest is as it would be.
+#[test]
+fn warpgroups_take_turns_where_that_is_asked_for() {
+    let turns = planner(H100, Some(Family::Turns));
+    for (in_features, group) in [(1024, 32), (2048, 16), (4096, 8), (28672, 4)] {
+        let dims = Dims { in_features, ..LARGE };
+        let hopper = gemm(turns, &forward(Dtype::Bf16, dims, Options::new())).hopper;
+        let expected =
+            Hopper { schedule: Schedule::Turns { rows: 192 }, pairs: true, boxes: true, group, forms: None };
+        assert_eq!(hopper, expected);
+    }
+    let problem = forward(Dtype::Bf16, LARGE, Options::new());
+    let large = gemm(turns, &problem);
+    assert_eq!((large.tile(), large.cluster_tile()), ((192, 64), (192, 128)));
+    assert_eq!(large.to_string(), "turns-bf16-nn-192");
+    // 43 rows of tiles and 112 columns of pairs; one of each.
+    assert_eq!((large.clusters(8192, 14336), large.blocks((8192, 14336, 1), &H100)), (43 * 112, 132));
+    assert_eq!(large.blocks((100, 100, 1), &H100), 2);
+    assert!(large.shared_bytes(&H100) <= H100.shared_bytes);
+    let mut erf = problem;
+    erf.gate = Gate::GegluErf;
+    assert_eq!(gemm(turns, &erf).hopper.schedule, Schedule::Turns { rows: 160 });
+
+    assert_eq!(gemm(planner(H100, None), &problem).hopper.schedule, Schedule::Together);
+    let mut apart = problem;
+    apart.accesses.z.align = 8;
+    for (refused, reason) in
+        [(apart, "multiples of 16 bytes"), (forward(Dtype::F32, LARGE, Options::new()), "16-bit")]
+    {
+        let plan = turns.forward(&refused, false).unwrap_or_else(|error| panic!("{error}"));
+        let Kernel::Gemm(gemm) = plan.kernel else { panic!("{:?}", plan.kernel) };
+        assert_eq!((gemm.family, gemm.hopper.schedule), (Family::Sm90, Schedule::Together));
+        assert!(plan.notes.texts().any(|note| note.contains(reason)), "{refused:?}");
+    }
 }

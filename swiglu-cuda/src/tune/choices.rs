@@ -115,6 +115,7 @@ const fn family_code(family: Family) -> u64 {
         Family::Gemv => 3,
         Family::Decode => 4,
         Family::Sliced => 5,
+        Family::Turns => 6,
     }
 }
 

@@ -10,7 +10,7 @@ use swiglu_core::Dtype;
 
 use crate::decode::Decode;
 use crate::device::Facts;
-use crate::gemm::{Edge, Family, Gemm, Hopper};
+use crate::gemm::{Edge, Family, Gemm, Hopper, Schedule};
 use crate::kernel::Kernel;
 
 /// In what kernels with the same bits differ.
@@ -59,11 +59,13 @@ impl Decode {
 
 impl Kernel {
     /// Which of its competitors this kernel is; `None` where it has none. Trials hand `sm90` operands of 16 bits, and none
-    /// that are formed on the way. Where blocks share tiles, all of them run at once, in whichever order.
+    /// that are formed on the way. Where blocks share tiles, all of them run at once, in whichever order. Warpgroups take turns
+    /// only where that was asked for.
     pub(crate) fn variant(&self) -> Option<Variant> {
         match *self {
             Kernel::Gemm(Gemm { family: Family::Sm90, dtype, hopper, parts, .. }) => {
-                let taken = dtype != Dtype::F32 && hopper.forms.is_none() && parts == 1;
+                let together = hopper.schedule == Schedule::Together;
+                let taken = dtype != Dtype::F32 && hopper.forms.is_none() && parts == 1 && together;
                 taken.then_some(Variant::Hopper { pairs: hopper.pairs, group: hopper.group })
             }
             Kernel::Gemm(Gemm { family: Family::Mma | Family::Simt, edge, .. }) => Some(Variant::Tile(edge)),

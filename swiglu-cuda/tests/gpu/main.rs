@@ -64,6 +64,7 @@ fn trials() -> Vec<Trial> {
         ("simt", Some(Family::Simt)),
         ("mma", Some(Family::Mma)),
         ("sm90", Some(Family::Sm90)),
+        ("turns", Some(Family::Turns)),
         ("sliced", Some(Family::Sliced)),
         ("gemv", Some(Family::Gemv)),
         ("decode", Some(Family::Decode)),

@@ -64,6 +64,12 @@ pub(crate) fn trials() -> Vec<Trial> {
             trials.push(Trial::test(format!("sanitize::sm90::{name}_{dtype}"), run));
         }
     }
+    for dtype in [Dtype::F16, Dtype::Bf16] {
+        for (name, list) in [("forward", hopper(forward(dtype))), ("many_tiles", many_tiles(dtype))] {
+            let run = move || run(Family::Turns, &list);
+            trials.push(Trial::test(format!("sanitize::turns::{name}_{dtype}"), run));
+        }
+    }
     for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
         let run = move || run(Family::Gemv, &few_rows(dtype));
         trials.push(Trial::test(format!("sanitize::gemv::forward_{dtype}"), run));

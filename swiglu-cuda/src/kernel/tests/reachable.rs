@@ -13,11 +13,12 @@ use crate::plan::{Cotangents, Matmul, Planner};
 const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
 const BOTH: [bool; 2] = [false, true];
 const TILES: [Tile; 4] = [Tile::Auto, Tile::T32, Tile::T64, Tile::T128];
-const FAMILIES: [Option<Family>; 7] = [
+const FAMILIES: [Option<Family>; 8] = [
     None,
     Some(Family::Simt),
     Some(Family::Mma),
     Some(Family::Sm90),
+    Some(Family::Turns),
     Some(Family::Sliced),
     Some(Family::Gemv),
     Some(Family::Decode),

@@ -1,0 +1,48 @@
+//! Products of `sm90` with a gate function whose warpgroups take turns.
+
+use swiglu_core::Dtype;
+
+use super::Planner;
+use crate::gemm::{Family, Gemm, Hopper, Schedule};
+use crate::notes::{Note, Notes};
+
+/// Bytes of A that a group of rows of tiles has at most: about a quarter of an H100's L2. At k = 1024, 2048 and 4096 these are
+/// 32, 16 and 8 rows of tiles, each the fastest or within 1 % of it among 4, 8, 16, 32 and 64 (forward, bf16; 4096, 1024, 4096
+/// and 8192, 2048, 8192 and 8192, 4096, 14336).
+const GROUP_BYTES: usize = 13 << 20;
+const GROUPS: [u32; 3] = [32, 16, 8];
+const LEAST_GROUP: u32 = 4;
+
+impl Planner<'_> {
+    /// The same product of `sm90` with warpgroups that take turns, where that was asked for.
+    pub(super) fn in_turns(&self, gemm: Gemm, k: usize, notes: &mut Notes) -> Gemm {
+        match (self.forced, Schedule::turns(gemm.product), refused_by_turns(&gemm)) {
+            (Some(Family::Turns), Some(_), Some(reason)) => {
+                notes.push(Note::InPlaceOf { family: gemm.family, asked: Family::Turns, reason });
+                gemm
+            }
+            (Some(Family::Turns), Some(schedule), None) => {
+                grouped(Gemm { hopper: Hopper { schedule, pairs: true, ..gemm.hopper }, ..gemm }, k)
+            }
+            _ => gemm,
+        }
+    }
+}
+
+fn refused_by_turns(gemm: &Gemm) -> Option<&'static str> {
+    if gemm.dtype == Dtype::F32 {
+        Some("turns multiplies 16-bit types")
+    } else if !gemm.hopper.boxes {
+        Some("turns needs outputs whose rows start and end at multiples of 16 bytes")
+    } else {
+        None
+    }
+}
+
+/// With as many rows of tiles in a group as L2 keeps.
+fn grouped(gemm: Gemm, k: usize) -> Gemm {
+    let row_bytes = k.saturating_mul(gemm.dtype.bytes()).saturating_mul(gemm.tile().0 as usize);
+    let fits = |group: &u32| row_bytes.saturating_mul(*group as usize) <= GROUP_BYTES;
+    let group = GROUPS.into_iter().find(fits).unwrap_or(LEAST_GROUP);
+    Gemm { hopper: Hopper { group, ..gemm.hopper }, ..gemm }
+}
