@@ -231,13 +231,13 @@ pub(super) fn class(kernel: Kernel) -> Kernel {
 /// Whether a thinned sweep may leave a kernel to the whole one: f16, where bf16 has the same kernel; a gate function other
 /// than SwiGLU in one more type, arrangement of the weights or kind of product; and another number of parts of k: `sm90` has
 /// one, `sliced` two and 16. Each gate function has it along `[I, 2D]` weights, in forwards and in
-/// gate gradients, in bf16 on `mma` and in f32 on `simt`; in `sm90`, where NVRTC takes two seconds for each kernel, in bf16,
-/// by pairs of blocks and into boxes alone, for products that make dz too; in `sliced` with one number of parts; and in
+/// gate gradients, in bf16 on `mma` and in f32 on `simt`; in `sm90`, where NVRTC takes two seconds for each kernel, in bf16, as
+/// everything there, by pairs of blocks and into boxes alone, for products that make dz too; in `sliced` with one number of parts; and in
 /// `decode` for 16 rows.
 pub(super) fn is_one_more(kernel: Kernel) -> bool {
-    if let Kernel::Gemm(Gemm { family, parts, .. }) = kernel {
+    if let Kernel::Gemm(Gemm { family, dtype, parts, .. }) = kernel {
         let one = match family {
-            Family::Sm90 => parts == 1,
+            Family::Sm90 => parts == 1 && dtype != Dtype::F16,
             Family::Sliced => matches!(parts, 2 | 16),
             _ => true,
         };
