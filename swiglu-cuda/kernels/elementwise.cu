@@ -141,16 +141,17 @@ __device__ __forceinline__ u16 to_part(float v) {
     return (bits & 0x7fff) == 0x7f80 ? static_cast<u16>(__float_as_uint(v) >> 16) : bits;
 }
 
-// v = parts[0] + 2^-8 parts[1] + 2^-16 parts[2], exactly: a part has 8 bits, and what it leaves is at most half of its
-// last one. The scales hold the rests of small v up: the bits of the least part are multiples of 2^-133, as bf16 has it.
+// v = parts[0] + 2^-7 parts[1] + 2^-16 parts[2], exactly: a part has 8 bits, and what it leaves is at most half of its
+// last one. The scales hold the rests of small v up: the bits of the least part are multiples of 2^-133, as bf16 has it. No
+// part is larger than half of v, but for the first: sums of their products overflow no sooner than those of v itself.
 // The first part is 0 for no v but 0, so that an infinity times it is one; an infinity or a NaN has no others.
 __device__ __forceinline__ void split_parts(float v, u16 (&parts)[3]) {
     u16 first = to_part(v);
     if ((first & 0x7fff) == 0 && v != 0.0f) first |= 1;
     float rest = v - Element<BF16>::widen(first);
     bool finite = (first & 0x7f80) != 0x7f80;
-    u16 second = to_part(rest * 256.0f);
-    rest -= Element<BF16>::widen(second) * (1.0f / 256);
+    u16 second = to_part(rest * 128.0f);
+    rest -= Element<BF16>::widen(second) * (1.0f / 128);
     parts[0] = first;
     parts[1] = finite ? second : 0;
     parts[2] = finite ? to_part(rest * 65536.0f) : 0;

@@ -22,7 +22,7 @@
 // elements from underflow: bits of the least subnormal are then those of bf16's. Of the nine products of parts the six
 // largest are taken, the small ones first. Tensor cores cut off what they add, so that each slab of 16 has fresh sums,
 // which are added to the warp's in f32, to nearest. With M = |a| . |b| and u = 2^-24, and as sm90_split.cu counts: the
-// products left out are less than a quarter of u, the one step of the large products errs by 10.5 u of the slab's M,
+// products left out are less than 1.001 u, the one step of the large products errs by 10.5 u of the slab's M,
 // the five of the small ones by 2^-8 of that each. Additions are k / 16 u, less for more parts, and at most 10 u for
 // the parts themselves. Together less than (22 + k / 16) u M, where one chain of multiply-adds has k u M; for smaller k
 // there are fewer additions and shorter steps, so that it is always less than 2 (k + 2) u M, the bound for any product

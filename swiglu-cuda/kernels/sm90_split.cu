@@ -3,27 +3,27 @@
 // Macros: DTYPE (F32), A_TRANS, B_TRANS, PRODUCT, GATE_FUNCTION, CLUSTER (1), C_BOXES, C_VECTOR: as in sm90_gemm.cu.
 //
 // An operand comes as three matrices of bf16 whose sum it is, exactly (split_parts, in elementwise.cu):
-// a = a0 + 2^-8 a1 + 2^-16 a2. The scales keep the parts of small elements from underflow: even the least subnormal is
-// the sum of its parts. Of the nine products of parts the six largest are taken. Tensor cores cut off what they add,
+// a = a0 + 2^-7 a1 + 2^-16 a2. The scales keep the parts of small elements from underflow: even the least subnormal is
+// the sum of its parts; and a1 and a2 are at most half of a, so that no sum of products overflows where that of a and b
+// does not by a hundredth. Of the nine products of parts the six largest are taken. Tensor cores cut off what they add,
 // always towards zero, so sums are not left to them for long: each k block of 64 has fresh ones, in which the small
 // products come first, and which are then added to the sums in f32, to nearest:
 //
-//     t = a0 b2 + a1 b1 + a2 b0      t = 2^-8 t + a0 b1 + a1 b0      t = 2^-8 t + a0 b0      d += t
+//     t = a0 b2 + a2 b0      t = 2^-2 t + a1 b1      t = 2^-7 t + a1 b0 + a0 b1      t = 2^-7 t + a0 b0      d += t
 //
-// After each of the three the stage's parts of that number have been multiplied and are given back. While one of the
-// warpgroups scales and adds, the other has the tensor cores.
+// Parts that need not be multiplied again are given back at once. While one of the warpgroups scales and adds, the other
+// has the tensor cores.
 //
 // The ends of the range are coarser. Of an element below 2^-126 the first part has fewer than 8 bits, or is 2^-133 where
-// the element is less, so that what is left out is up to 2^-151 of the other factor. An element above 3.39e38 is cut off
-// to its first part and leaves twice as much: where a0 b1 + a1 b0 overflows, only a0 b0 is left, with 8 bits. The same
-// goes for sums with M within a hundredth of the largest f32. What follows is for elements in between.
+// the element is less, so that what is left out is up to 2^-149 of the other factor. Where a1 b0 + a0 b1 overflows, it is
+// the largest f32 instead: sums with M within a hundredth of that have 7 bits. What follows is for what is in between.
 //
-// Rounding, with M = |a| . |b| and u = 2^-24. |a1| and |a2| are at most 2^-9 and 2^-18 of |a| before they are scaled,
-// so the products left out are less than 2 (2^-27 + 2^-36) |a| |b|, a quarter of u. One step of wgmma adds 16 products
+// Rounding, with M = |a| . |b| and u = 2^-24. |a1| and |a2| are at most 2^-8 and 2^-17 of |a| before they are scaled,
+// so the products left out are less than 2 (2^-25 + 2^-35) |a| |b|, 1.001 u. One step of wgmma adds 16 products
 // and the sum so far: 17 numbers, aligned to the largest and cut off; with the two bits beyond 24 that the measured
 // figures below suggest, by less than 2^-25 of it each, and then to 24 bits, by 2u: 10.5 u. Four steps make a block's
-// large product, and those of the small ones count for 2^-8 of that: 42 u of a block's M, and so of all of M. Each
-// addition to d is u of what is there, k / 64 u in all. Together less than (43 + k / 64) u M, where one chain of
+// large product, and those of the small ones count for 2^-6 of that: 43 u of a block's M, and so of all of M. Each
+// addition to d is u of what is there, k / 64 u in all. Together less than (45 + k / 64) u M, where one chain of
 // multiply-adds has k u M. For smaller k there are fewer steps, and shorter ones: the error is always less than
 // 2 (k + 2) u M, the bound for any product on tensor cores.
 //
@@ -134,46 +134,61 @@ struct Consumer {
         }
     }
 
-    // Products of this part of the stage have been started, and nobody here needs it after them.
-    __device__ __forceinline__ void finish_part(Sums& t, u32 part) const {
+    static __device__ __forceinline__ void finish_products(Sums& t) {
         commit_products();
         wait_for_products<0>();
         keep_in_order(t);
+    }
+
+    // Nobody here needs this part of the stage any more.
+    __device__ __forceinline__ void release(u32 part) const {
         if (thread == 0) arrive(ring.empty(cursor.stage, part));
+    }
+
+    // Sums of products that are finished, before others are added to them.
+    static __device__ __forceinline__ void scale(Sums& t, float by) {
+#pragma unroll
+        for (u32 i = 0; i < 64; ++i) t[i] *= by;
+        keep_in_order(t);
+        fence_operands();
     }
 
     __device__ __forceinline__ void multiply_block(Sums& d, Sums& t) {
         wait(ring.full(cursor.stage), cursor.parity);
         fence_operands();
         multiply_parts(t, 0, 2, false);
-        multiply_parts(t, 1, 1, true);
         multiply_parts(t, 2, 0, true);
-        finish_part(t, 2);
-#pragma unroll
-        for (u32 i = 0; i < 64; ++i) t[i] *= kNextPart;
-        keep_in_order(t);
-        fence_operands();
-        multiply_parts(t, 0, 1, true);
+        finish_products(t);
+        release(2);
+        scale(t, kSecond * kSecond / kThird);
+        multiply_parts(t, 1, 1, true);
+        finish_products(t);
+        scale(t, 1.0f / kSecond);
         multiply_parts(t, 1, 0, true);
-        finish_part(t, 1);
+        multiply_parts(t, 0, 1, true);
+        finish_products(t);
+        release(1);
 #pragma unroll
-        for (u32 i = 0; i < 64; ++i) t[i] = finite(t[i]) * kNextPart;
-        keep_in_order(t);
-        fence_operands();
+        for (u32 i = 0; i < 64; ++i) t[i] = finite(t[i]);
+        scale(t, 1.0f / kSecond);
         multiply_parts(t, 0, 0, true);
-        finish_part(t, 0);
+        finish_products(t);
+        release(0);
 #pragma unroll
         for (u32 i = 0; i < 64; ++i) d[i] += t[i];
         cursor.advance();
     }
 
   private:
-    // From the scale of one part to that of the next larger one.
-    static constexpr float kNextPart = 1.0f / 256;
+    // Of the second and the third part, as elementwise.cu has it.
+    static constexpr float kSecond = 128.0f;
+    static constexpr float kThird = 65536.0f;
 
     // Where an element is an infinity or a NaN, or a sum overflows, the large products say what comes of it; the small
     // ones are of zeros and infinities, or of any sign.
-    static __device__ __forceinline__ float finite(float sum) { return fabsf(sum) <= 3.4028235e38f ? sum : 0.0f; }
+    static __device__ __forceinline__ float finite(float sum) {
+        return fminf(fmaxf(sum, -3.4028235e38f), 3.4028235e38f);
+    }
 };
 
 __device__ __forceinline__ void consume(const Sm90Params& p, const Ring& ring, const Order& order, u32 first,

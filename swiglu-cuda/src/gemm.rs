@@ -26,8 +26,8 @@ pub enum Family {
     Sm90,
     /// Forwards of [`Family::Sm90`] in 16-bit types, where rows of outputs start and end at multiples of 16 bytes: two groups
     /// of warps take turns, one with the products of a tile and the other with the gate function on the tile before. All
-    /// other products are those of [`Family::Sm90`]. Taken only where it is asked for: large forwards were 2 to 6 % faster
-    /// on an H100, but the whole suite has yet to run on one.
+    /// other products are those of [`Family::Sm90`]. Taken by default where the model of `plan/turns.rs` expects it to be
+    /// faster: large forwards.
     Turns,
     /// Strict f32 products that are too small to be split first, on compute capability 9.0 and later: tensor cores
     /// multiply each element as the sum of three of bf16, which the kernel makes on the way, and what is summed over is
@@ -136,17 +136,6 @@ pub(crate) enum Schedule {
     Turns { rows: u32 },
 }
 
-impl Schedule {
-    /// Turns for a product with a gate function: as many rows as leave registers for it, since a thread has as many sums.
-    pub(crate) fn turns(product: Product) -> Option<Self> {
-        match product {
-            Product::Gate(GateCode::GEGLU_ERF) => Some(Self::Turns { rows: 160 }),
-            Product::Gate(_) => Some(Self::Turns { rows: 192 }),
-            Product::Store { .. } | Product::GateGradient(_) | Product::Cotangents(_) => None,
-        }
-    }
-}
-
 /// What only kernels of the family `sm90` differ in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub(crate) struct Hopper {
@@ -197,6 +186,31 @@ impl Gemm {
     /// Without what is no part of the kernel that is compiled.
     pub(crate) fn compiled(self) -> Self {
         Self { hopper: Hopper { group: 0, ..self.hopper }, ..self }
+    }
+
+    /// Turns for this product of `sm90`, or why there are none. A tile has as many rows as leave registers for the gate function,
+    /// since a thread has as many sums.
+    pub(crate) fn turns(&self) -> Result<Schedule, &'static str> {
+        let rows = match self.product {
+            Product::Gate(GateCode::GEGLU_ERF) => 160,
+            Product::Gate(_) => 192,
+            Product::Store { .. } | Product::GateGradient(_) | Product::Cotangents(_) => {
+                return Err("turns has forwards only");
+            }
+        };
+        if self.dtype == Dtype::F32 {
+            Err("turns multiplies 16-bit types")
+        } else if !self.hopper.boxes {
+            Err("turns needs outputs whose rows start and end at multiples of 16 bytes")
+        } else {
+            Ok(Schedule::Turns { rows })
+        }
+    }
+
+    /// The same product by another schedule; blocks that take turns are paired.
+    pub(crate) fn scheduled(self, schedule: Schedule) -> Self {
+        let pairs = self.hopper.pairs || schedule != Schedule::Together;
+        Self { hopper: Hopper { schedule, pairs, ..self.hopper }, ..self }
     }
 
     /// Whether operands are f32 split into parts of bf16.

@@ -8,11 +8,13 @@ use crate::tune::{Choices, Told};
 use crate::{ComputeCapability, composed};
 
 mod backward;
+mod clocks;
 mod forward;
 mod product;
 mod turns;
 
 pub(crate) use backward::{BackwardPlan, Cotangents, Sums};
+pub(crate) use clocks::{copy_clocks, sm90_clocks};
 pub(crate) use forward::ForwardPlan;
 pub(crate) use product::Matmul;
 

@@ -161,7 +161,7 @@ impl Planner<'_> {
             },
         );
         let largest = match self.family(wanted, tf32, &hopper, notes) {
-            Family::Sm90 => return self.in_turns(hopper, wanted.k, notes),
+            Family::Sm90 => return self.in_turns(hopper, wanted, notes),
             Family::Mma => Gemm {
                 family: Family::Mma,
                 tf32,

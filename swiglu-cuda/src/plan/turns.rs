@@ -1,9 +1,11 @@
-//! Products of `sm90` with a gate function whose warpgroups take turns.
+//! Products of `sm90` with a gate function whose warpgroups take turns: where that is faster.
 
-use swiglu_core::Dtype;
+use swiglu_core::Tile;
 
 use super::Planner;
-use crate::gemm::{Family, Gemm, Hopper, Schedule};
+use super::clocks::sm90_clocks;
+use super::product::Wanted;
+use crate::gemm::{Family, Gemm, Hopper};
 use crate::notes::{Note, Notes};
 
 /// Bytes of A that a group of rows of tiles has at most: about a quarter of an H100's L2. At k = 1024, 2048 and 4096 these are
@@ -14,28 +16,25 @@ const GROUPS: [u32; 3] = [32, 16, 8];
 const LEAST_GROUP: u32 = 4;
 
 impl Planner<'_> {
-    /// The same product of `sm90` with warpgroups that take turns, where that was asked for.
-    pub(super) fn in_turns(&self, gemm: Gemm, k: usize, notes: &mut Notes) -> Gemm {
-        match (self.forced, Schedule::turns(gemm.product), refused_by_turns(&gemm)) {
-            (Some(Family::Turns), Some(_), Some(reason)) => {
+    /// The same product of `sm90` with warpgroups that take turns, where that was asked for or pays.
+    pub(super) fn in_turns(&self, gemm: Gemm, wanted: &Wanted, notes: &mut Notes) -> Gemm {
+        if !gemm.product.is_paired() {
+            return gemm;
+        }
+        match (self.forced, gemm.turns()) {
+            (Some(Family::Turns), Err(reason)) => {
                 notes.push(Note::InPlaceOf { family: gemm.family, asked: Family::Turns, reason });
                 gemm
             }
-            (Some(Family::Turns), Some(schedule), None) => {
-                grouped(Gemm { hopper: Hopper { schedule, pairs: true, ..gemm.hopper }, ..gemm }, k)
+            (Some(Family::Turns), Ok(schedule)) => grouped(gemm.scheduled(schedule), wanted.k),
+            (None, Ok(schedule)) if wanted.tile == Tile::Auto => {
+                let turned = gemm.scheduled(schedule);
+                let shape = (wanted.shape.0 as f64, wanted.shape.1 as f64, wanted.k as f64);
+                let clocks = |gemm: &Gemm| sm90_clocks(gemm, shape, &self.facts);
+                if clocks(&turned) < clocks(&gemm) { grouped(turned, wanted.k) } else { gemm }
             }
             _ => gemm,
         }
-    }
-}
-
-fn refused_by_turns(gemm: &Gemm) -> Option<&'static str> {
-    if gemm.dtype == Dtype::F32 {
-        Some("turns multiplies 16-bit types")
-    } else if !gemm.hopper.boxes {
-        Some("turns needs outputs whose rows start and end at multiples of 16 bytes")
-    } else {
-        None
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::{PoisonError, RwLock};
 use swiglu_core::Dtype;
 
 use crate::device::Facts;
-use crate::gemm::{Family, Gemm, Product};
+use crate::gemm::{Family, Gemm, Product, Schedule};
 use crate::kernel::Kernel;
 
 use super::variant::Variant;
@@ -82,7 +82,7 @@ fn pack<const N: usize>(before: u64, fields: [(u64, u32); N]) -> u64 {
     fields.into_iter().fold(before, |all, (value, bits)| (all << bits) | (value & ((1 << bits) - 1)))
 }
 
-fn gemm_fields(gemm: &Gemm) -> [(u64, u32); 13] {
+fn gemm_fields(gemm: &Gemm) -> [(u64, u32); 15] {
     let product = match gemm.product {
         Product::Store { out } => dtype_code(out),
         Product::Gate(_) => 3,
@@ -90,6 +90,11 @@ fn gemm_fields(gemm: &Gemm) -> [(u64, u32); 13] {
         Product::Cotangents(_) => 5,
     };
     let bit = |flag: bool| (u64::from(flag), 1);
+    // Gate functions differ in how many rows a tile in turns can have.
+    let turns = match gemm.turns() {
+        Ok(Schedule::Turns { rows }) => u64::from(rows),
+        Ok(Schedule::Together) | Err(_) => 0,
+    };
     [
         (family_code(gemm.family), 3),
         (dtype_code(gemm.dtype), 2),
@@ -104,6 +109,8 @@ fn gemm_fields(gemm: &Gemm) -> [(u64, u32); 13] {
         bit(gemm.vectors.c),
         bit(gemm.hopper.pairs),
         bit(gemm.hopper.boxes),
+        (turns, 8),
+        bit(gemm.hopper.schedule != Schedule::Together),
     ]
 }
 

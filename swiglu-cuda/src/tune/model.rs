@@ -6,24 +6,23 @@
 use crate::device::Facts;
 use crate::gemm::{Family, Gemm};
 use crate::kernel::Kernel;
+use crate::plan::{copy_clocks, sm90_clocks};
 
 use super::choices::Asked;
 use super::variant::Variant;
 
-/// Candidates that are timed. `sm90` has eight at most.
-const MOST: usize = 8;
+/// Candidates that are timed: as many as forwards of `sm90` have, each of which takes some 20 ms.
+const MOST: usize = 12;
 
-/// Bytes a clock that L2 supplies to a multiprocessor of an H100, as DeepGEMM models it, and memory, of 3.0 TB/s at
-/// 1.6 GHz for 132 of them. Ratios of candidates depend little on either.
-const L2_RATE: f64 = 46.6;
+/// Bytes a clock that memory of 3.0 TB/s supplies to each of 132 multiprocessors at 1.6 GHz. Ratios of candidates depend
+/// little on it.
 const MEMORY_RATE: f64 = 14.2;
 /// What an H100's L2 holds, less what the other operand passes through.
 const L2_BYTES: f64 = 40e6;
 
-/// Multiply-adds a clock of a multiprocessor.
+/// Multiply-adds a clock of a multiprocessor, where the family has no model of its own.
 fn rate(gemm: &Gemm) -> f64 {
     match gemm.family {
-        Family::Sm90 => 2048.0,
         Family::Mma if gemm.tf32 => 512.0,
         Family::Mma => 1024.0,
         _ => 128.0,
@@ -66,21 +65,24 @@ fn gemm_clocks(gemm: &Gemm, (m, n, k): (f64, f64, f64), facts: &Facts) -> (f64, 
     let multiprocessors = f64::from(facts.multiprocessors);
     let (rows, cols) = gemm.tile();
     let (rows, cols) = (rows as f64, cols as f64);
+    let (cluster_rows, cluster_cols) = gemm.cluster_tile();
+    let (cluster_rows, cluster_cols) = (cluster_rows as f64, cluster_cols as f64);
     let halves = if gemm.product.is_paired() { 2.0 } else { 1.0 };
-    let cluster = if gemm.hopper.pairs { 2.0 } else { 1.0 };
     let row_bytes = k * gemm.dtype.bytes() as f64;
     // Rows of tiles, or of pairs, and columns of them; waves, of as many tiles as run at once.
-    let (high, wide) = ((m / (rows * cluster)).ceil(), (n / cols).ceil());
-    let at_once = (multiprocessors / cluster).floor().max(1.0);
+    let (high, wide) = ((m / cluster_rows).ceil(), (n / cluster_cols).ceil());
+    let at_once = gemm.clusters_at_once(facts).max(1) as f64;
     let waves = (high * wide / at_once).ceil();
-    let products = rows * cols * halves * k / rate(gemm);
-    let copies = (rows + cols * halves / cluster) * row_bytes / L2_RATE;
+    let supplied = match gemm.family {
+        Family::Sm90 => sm90_clocks(gemm, (m, n, k), facts),
+        _ => waves * (rows * cols * halves * k / rate(gemm)).max(copy_clocks(gemm, k)),
+    };
     // B is read once for each group of rows; A once, where L2 holds a group of its rows while they sweep the columns, and
     // else for each wave.
     let group = f64::from(gemm.hopper.group.max(8)).min(high);
-    let group_bytes = group * rows * cluster * row_bytes;
+    let group_bytes = group * cluster_rows * row_bytes;
     let sweeps = if group_bytes <= L2_BYTES { 1.0 } else { (group * wide / at_once).ceil() };
-    let bytes = (high / group).ceil() * (group_bytes * sweeps + wide * cols * halves * row_bytes);
+    let bytes = (high / group).ceil() * (group_bytes * sweeps + n * halves * row_bytes);
     let memory = bytes / (MEMORY_RATE * multiprocessors);
-    ((waves * products.max(copies)).max(memory), memory)
+    (supplied.max(memory), memory)
 }

@@ -18,6 +18,8 @@ use crate::kernel::Kernel;
 pub(crate) enum Variant {
     /// Of `sm90`: whether two blocks copy B for each other, and [`Hopper::group`].
     Hopper { pairs: bool, group: u32 },
+    /// Of `sm90`: warpgroups that take turns, and [`Hopper::group`].
+    Turns { group: u32 },
     /// Of `mma` and `simt`: the edge of a tile.
     Tile(Edge),
     /// Of `decode`: columns of gate that a block takes.
@@ -34,8 +36,15 @@ impl Gemm {
     pub(crate) fn with(self, variant: Variant) -> Self {
         match (self.family, variant) {
             (Family::Sm90, Variant::Hopper { pairs, group }) => {
-                Self { hopper: Hopper { pairs, group, ..self.hopper }, ..self }
+                Self { hopper: Hopper { schedule: Schedule::Together, pairs, group, ..self.hopper }, ..self }
             }
+            (Family::Sm90, Variant::Turns { group }) => match self.turns() {
+                Ok(schedule) => {
+                    let turned = self.scheduled(schedule);
+                    Self { hopper: Hopper { group, ..turned.hopper }, ..turned }
+                }
+                Err(_) => self,
+            },
             (Family::Mma | Family::Simt, Variant::Tile(edge)) => Self { edge, ..self },
             _ => self,
         }
@@ -59,14 +68,15 @@ impl Decode {
 
 impl Kernel {
     /// Which of its competitors this kernel is; `None` where it has none. Trials hand `sm90` operands of 16 bits, and none
-    /// that are formed on the way. Where blocks share tiles, all of them run at once, in whichever order. Warpgroups take turns
-    /// only where that was asked for.
+    /// that are formed on the way. Where blocks share tiles, all of them run at once, in whichever order.
     pub(crate) fn variant(&self) -> Option<Variant> {
         match *self {
             Kernel::Gemm(Gemm { family: Family::Sm90, dtype, hopper, parts, .. }) => {
-                let together = hopper.schedule == Schedule::Together;
-                let taken = dtype != Dtype::F32 && hopper.forms.is_none() && parts == 1 && together;
-                taken.then_some(Variant::Hopper { pairs: hopper.pairs, group: hopper.group })
+                let taken = dtype != Dtype::F32 && hopper.forms.is_none() && parts == 1;
+                taken.then_some(match hopper.schedule {
+                    Schedule::Together => Variant::Hopper { pairs: hopper.pairs, group: hopper.group },
+                    Schedule::Turns { .. } => Variant::Turns { group: hopper.group },
+                })
             }
             Kernel::Gemm(Gemm { family: Family::Mma | Family::Simt, edge, .. }) => Some(Variant::Tile(edge)),
             Kernel::Decode(decode) => Some(Variant::Decode { columns: decode.columns }),
@@ -90,6 +100,7 @@ impl Kernel {
             Kernel::Gemm(Gemm { family: Family::Sm90, hopper, .. }) => [hopper.pairs, !hopper.pairs]
                 .into_iter()
                 .flat_map(|pairs| GROUPS.map(|group| Variant::Hopper { pairs, group }))
+                .chain(GROUPS.map(|group| Variant::Turns { group }))
                 .collect(),
             Kernel::Gemm(_) => EDGES.map(Variant::Tile).to_vec(),
             Kernel::Decode(_) => COLUMNS.map(|columns| Variant::Decode { columns }).to_vec(),
@@ -110,6 +121,9 @@ impl Kernel {
                     && (pairs == gemm.hopper.pairs || gemm.has_both_clusters())
                     && (group == gemm.hopper.group || GROUPS.contains(&group))
             }
+            (Kernel::Gemm(gemm), Variant::Turns { group }) => {
+                gemm.family == Family::Sm90 && gemm.turns().is_ok() && GROUPS.contains(&group)
+            }
             (Kernel::Gemm(gemm), Variant::Tile(_)) => {
                 matches!(gemm.family, Family::Mma | Family::Simt) && gemm.with(variant).fits(facts)
             }
@@ -128,6 +142,7 @@ impl Variant {
             Self::Hopper { pairs, group } => [0, u64::from(pairs), u64::from(group)],
             Self::Tile(edge) => [1, edge.len(), 0],
             Self::Decode { columns } => [2, u64::from(columns), 0],
+            Self::Turns { group } => [3, u64::from(group), 0],
         }
     }
 
@@ -135,17 +150,21 @@ impl Variant {
     pub(super) fn of_numbers(numbers: [u64; 3]) -> Option<Self> {
         match numbers {
             [0, pairs @ (0 | 1), group] => {
-                let group = GROUPS.into_iter().find(|&known| u64::from(known) == group)?;
-                Some(Self::Hopper { pairs: pairs == 1, group })
+                Some(Self::Hopper { pairs: pairs == 1, group: known_group(group)? })
             }
             [1, edge, 0] => EDGES.into_iter().find(|known| known.len() == edge).map(Self::Tile),
             [2, columns, 0] => {
                 let columns = COLUMNS.into_iter().find(|&known| u64::from(known) == columns)?;
                 Some(Self::Decode { columns })
             }
+            [3, group, 0] => Some(Self::Turns { group: known_group(group)? }),
             _ => None,
         }
     }
+}
+
+fn known_group(group: u64) -> Option<u32> {
+    GROUPS.into_iter().find(|&known| u64::from(known) == group)
 }
 
 impl fmt::Display for Variant {
@@ -158,6 +177,7 @@ impl fmt::Display for Variant {
                     if *pairs { "paired" } else { "single" }
                 )
             }
+            Self::Turns { group } => write!(f, "warpgroups in turns, {group} rows of tiles at a time"),
             Self::Tile(edge) => write!(f, "tiles of {}", edge.len()),
             Self::Decode { columns } => write!(f, "{columns} columns a block"),
         }
