@@ -299,7 +299,7 @@ __device__ __forceinline__ void share_tile(const Sm90Params& p, const Ring& ring
     send_parts(ring.base, slice, number, thread, d);
     sync_cluster();
     Boxes boxes = {ring.boxes(number), 0, 1 + number, thread % 32, thread / 32};
-    write_own(p, ring.base, tile, slice, number, boxes);
+    write_own(p, ring.base, tile, slice, number, d, boxes);
     // Shared memory stays until it has been read.
     if (boxes.leads()) wait_for_reads<0>();
 }

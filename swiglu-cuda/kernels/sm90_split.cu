@@ -9,10 +9,11 @@
 // always towards zero, so sums are not left to them for long: each k block of 64 has fresh ones, in which the small
 // products come first, and which are then added to the sums in f32, to nearest:
 //
-//     t = a0 b2 + a2 b0      t = 2^-2 t + a1 b1      t = 2^-7 t + a1 b0 + a0 b1      t = 2^-7 t + a0 b0      d += t
+//     t = a1 b1      t = 2^-7 t + a1 b0 + a0 b1      t = 2^-7 t + a0 b0      d += t      s += a0 b2 + a2 b0
 //
-// Parts that need not be multiplied again are given back at once. While one of the warpgroups scales and adds, the other
-// has the tensor cores.
+// and d += 2^-16 s at the end: sums of the least products may be left to tensor cores. They are what these do while a
+// warpgroup adds t to d; while it scales t, the other warpgroup has them. Parts that need not be multiplied again are given
+// back at once.
 //
 // The ends of the range are coarser. Of an element below 2^-126 the first part has fewer than 8 bits, or is 2^-133 where
 // the element is less, so that what is left out is up to 2^-149 of the other factor. Where a1 b0 + a0 b1 overflows, it is
@@ -22,7 +23,8 @@
 // so the products left out are less than 2 (2^-25 + 2^-35) |a| |b|, 1.001 u. One step of wgmma adds 16 products
 // and the sum so far: 17 numbers, aligned to the largest and cut off; with the two bits beyond 24 that the measured
 // figures below suggest, by less than 2^-25 of it each, and then to 24 bits, by 2u: 10.5 u. Four steps make a block's
-// large product, and those of the small ones count for 2^-6 of that: 43 u of a block's M, and so of all of M. Each
+// large product, and those of the small ones count for 2^-6 of that: 43 u of a block's M, and so of all of M; what s loses in
+// k / 16 steps counts for k 2^-16 u. Each
 // addition to d is u of what is there, k / 64 u in all. Together less than (45 + k / 64) u M, where one chain of
 // multiply-adds has k u M. For smaller k there are fewer steps, and shorter ones: the error is always less than
 // 2 (k + 2) u M, the bound for any product on tensor cores.
@@ -101,9 +103,10 @@ __device__ __forceinline__ void produce(const Sm90Params& p, const Ring& ring, c
         for (u32 block = 0; block < blocks.total; ++block) {
             // The order in which they are given back.
 #pragma unroll
-            for (u32 part = kParts; part-- > 0;) {
+            for (u32 i = 0; i < kParts; ++i) {
+                u32 part = (i + 1) % kParts;
                 wait(ring.empty(cursor.stage, part), cursor.parity ^ 1);
-                if (part == kParts - 1) arrive_expecting(ring.full(cursor.stage), kStageBytes);
+                if (i == 0) arrive_expecting(ring.full(cursor.stage), kStageBytes);
                 copy_part(p, ring, cursor.stage, part, tile, walk);
             }
             cursor.advance();
@@ -134,49 +137,63 @@ struct Consumer {
         }
     }
 
-    static __device__ __forceinline__ void finish_products(Sums& t) {
+    // Nobody here needs this part of a stage any more.
+    __device__ __forceinline__ void release(u32 stage, u32 part) const {
+        if (thread == 0) arrive(ring.empty(stage, part));
+    }
+
+    // Products of the block before, of first and third parts, are done; but for `later` groups that were started since.
+    template <u32 later>
+    __device__ __forceinline__ void finish_thirds(bool first) const {
+        wait_for_products<later>();
+        u32 before = (cursor.stage + kStages - 1) % kStages;
+        if (first) return;
+        release(before, 0);
+        release(before, 2);
+    }
+
+    __device__ __forceinline__ void multiply_block(Sums& d, Sums& t, Sums& thirds, bool first) {
+        wait(ring.full(cursor.stage), cursor.parity);
+        fence_operands();
+        multiply_parts(t, 1, 1, false);
+        commit_products();
+        finish_thirds<1>(first);
+        wait_for_products<0>();
+        keep_in_order(t);
+#pragma unroll
+        for (u32 i = 0; i < 64; ++i) t[i] *= 1 / kSecond;
+        keep_in_order(t);
+        fence_operands();
+        multiply_parts(t, 1, 0, true);
+        multiply_parts(t, 0, 1, true);
         commit_products();
         wait_for_products<0>();
         keep_in_order(t);
-    }
-
-    // Nobody here needs this part of the stage any more.
-    __device__ __forceinline__ void release(u32 part) const {
-        if (thread == 0) arrive(ring.empty(cursor.stage, part));
-    }
-
-    // Sums of products that are finished, before others are added to them.
-    static __device__ __forceinline__ void scale(Sums& t, float by) {
+        release(cursor.stage, 1);
 #pragma unroll
-        for (u32 i = 0; i < 64; ++i) t[i] *= by;
+        for (u32 i = 0; i < 64; ++i) t[i] = finite(t[i]) * (1 / kSecond);
         keep_in_order(t);
         fence_operands();
-    }
-
-    __device__ __forceinline__ void multiply_block(Sums& d, Sums& t) {
-        wait(ring.full(cursor.stage), cursor.parity);
-        fence_operands();
-        multiply_parts(t, 0, 2, false);
-        multiply_parts(t, 2, 0, true);
-        finish_products(t);
-        release(2);
-        scale(t, kSecond * kSecond / kThird);
-        multiply_parts(t, 1, 1, true);
-        finish_products(t);
-        scale(t, 1.0f / kSecond);
-        multiply_parts(t, 1, 0, true);
-        multiply_parts(t, 0, 1, true);
-        finish_products(t);
-        release(1);
-#pragma unroll
-        for (u32 i = 0; i < 64; ++i) t[i] = finite(t[i]);
-        scale(t, 1.0f / kSecond);
         multiply_parts(t, 0, 0, true);
-        finish_products(t);
-        release(0);
+        commit_products();
+        multiply_parts(thirds, 0, 2, !first);
+        multiply_parts(thirds, 2, 0, true);
+        commit_products();
+        wait_for_products<1>();
+        keep_in_order(t);
 #pragma unroll
         for (u32 i = 0; i < 64; ++i) d[i] += t[i];
         cursor.advance();
+    }
+
+    // Sums of a tile.
+    __device__ __forceinline__ void multiply_tile(Sums& d, u32 blocks) {
+        Sums t, thirds;
+        for (u32 block = 0; block < blocks; ++block) multiply_block(d, t, thirds, block == 0);
+        finish_thirds<0>(false);
+        keep_in_order(thirds);
+#pragma unroll
+        for (u32 i = 0; i < 64; ++i) d[i] += finite(thirds[i]) * (1 / kThird);
     }
 
   private:
@@ -198,11 +215,10 @@ __device__ __forceinline__ void consume(const Sm90Params& p, const Ring& ring, c
     u32 blocks = Blocks(p.gemm).total;
     Boxes boxes = {ring.boxes(number), 0, 1 + number, thread % 32, thread / 32};
     Consumer consumer = {ring, number, thread, Cursor()};
-    Sums t = {};
     for (u32 index = first; index < order.total; index += step) {
         Tile tile = order.at(index);
         Sums d = {};
-        for (u32 block = 0; block < blocks; ++block) consumer.multiply_block(d, t);
+        consumer.multiply_tile(d, blocks);
         Place place = {tile.product, tile.m0 + 64 * number, tile.n0, boxes.lane, boxes.warp};
 #if PRODUCT == COTANGENTS
         take_upstream(p.gemm, place.row0, place.column0, d, boxes.slots, boxes.warp, boxes.lane);

@@ -13,10 +13,10 @@ constexpr u32 kWarpgroup = 128;
 constexpr u32 kConsumers = 2;
 constexpr u32 kThreads = kWarpgroup * (1 + kConsumers);
 
-// Registers of a thread after the copying warpgroup has given some of its own away: of 65,536, 168 for each of 384
-// threads at the start, then 128 * 88 + 256 * 208 = 64,512.
-constexpr u32 kProducerRegisters = 88;
-constexpr u32 kConsumerRegisters = 208;
+// Registers of a thread after the copying warpgroup has given most of its own away: of the 64,512 that 384 threads start
+// with, 168 each, 128 * 40 + 256 * 232. Three times 64 of them are sums.
+constexpr u32 kProducerRegisters = 40;
+constexpr u32 kConsumerRegisters = 232;
 
 constexpr u32 kTileM = 64 * kConsumers;
 constexpr u32 kTileN = 128;
