@@ -98,10 +98,12 @@ impl Planner<'_> {
     /// a product runs some ten times slower on plain cores.
     pub(super) fn realigns(&self, problem: &Problem) -> bool {
         let on_tensor_cores = problem.dtype != Dtype::F32 || problem.options.precision == Precision::Tf32;
-        on_tensor_cores
-            && self.facts.capability >= MMA
-            && self.forced != Some(Family::Simt)
-            && problem.dims.batch > GEMV_ROWS
+        on_tensor_cores && self.realigns_for(problem.dims.batch)
+    }
+
+    /// The same for a product of so many rows.
+    pub(super) fn realigns_for(&self, rows: usize) -> bool {
+        self.facts.capability >= MMA && self.forced != Some(Family::Simt) && rows > GEMV_ROWS
     }
 
     /// The kernel of `decode` for a forward that it accepts.
