@@ -12,8 +12,6 @@ use crate::kernels::{Dots, DotsVisitor, EDGE, Kernel, KernelVisitor};
 use crate::pack::pack_steps;
 use crate::stream::Pair;
 
-/// Most rows: as many columns of accumulators as a kernel keeps for each of sixteen rows of both weights.
-pub(crate) const MOST_ROWS: usize = 2 * EDGE;
 /// Columns of a task: enough that packing A, 128 KiB at 16 rows and I = 4096, is little beside 8 MiB of weights.
 const COLUMNS: usize = 512;
 
@@ -23,10 +21,12 @@ pub(crate) fn grid(tiling: Tiling, [m, n, k]: [usize; 3], threads: usize) -> Gri
     Grid { m, n, k, tiling, row_edge: m.max(1), col_edge: share, width: EDGE, parts: 1 }
 }
 
-/// Floats that a task works in: all rows of A, packed, and one tile.
+/// Floats that a task works in: all rows of A, packed, one tile, and what the kernel needs.
 pub(crate) fn task_len(grid: &Grid) -> usize {
     let Grid { tiling, k, m, .. } = grid;
-    tiling.all_words(*k) * m.next_multiple_of(EDGE) + tiling.mr * tiling.nr
+    tiling.all_words(*k).next_multiple_of(EDGE) * m.next_multiple_of(EDGE)
+        + tiling.dot_rows * tiling.nr
+        + tiling.dot_work
 }
 
 /// output = a . [gate | up]^T, in blocks of `grid`, on the current thread pool, with the kernel for bf16 where both are. The
@@ -99,12 +99,13 @@ fn block<K, T, O>(
     T: Element,
     O: Output,
 {
-    let (rows, tile) = scratch.split_at_mut(scratch.len() - K::MR * K::NR);
+    let (rows, rest) = scratch.split_at_mut(scratch.len() - K::DOT_ROWS * K::NR - K::DOT_WORK);
+    let (tile, work) = rest.split_at_mut(K::DOT_ROWS * K::NR);
     pack_steps(kernel, a, rows);
     let held = kernel.hold();
     for start in cols.clone().step_by(EDGE) {
         let part = start..cols.end.min(start + EDGE);
-        kernel.dots(&held, rows, [b.gate, b.up].map(|factor| (factor, part.clone())), tile);
+        kernel.dots(&held, (grid.m, &*rows), [b.gate, b.up].map(|factor| (factor, part.clone())), tile, work);
         output.store::<K>(0..grid.m, part.start - cols.start..part.end - cols.start, &tile[..grid.m * K::NR]);
     }
 }

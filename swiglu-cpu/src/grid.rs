@@ -30,7 +30,8 @@ pub(crate) struct Tiling {
     /// Whether the kernel can read rows of B in place.
     pub(crate) strips: bool,
     /// Whether it can read columns of B in place.
-    pub(crate) dots: bool,
+    pub(crate) dot_rows: usize,
+    pub(crate) dot_work: usize,
 }
 
 impl Tiling {
@@ -47,7 +48,8 @@ impl Tiling {
             block_cols: K::BLOCK_COLS,
             most_col_panels: COL_PANELS,
             strips: false,
-            dots: K::DOTS,
+            dot_rows: K::DOT_ROWS,
+            dot_work: K::DOT_WORK,
         }
     }
 

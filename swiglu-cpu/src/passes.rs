@@ -125,7 +125,7 @@ impl Projection {
                 Orientation::InOut if tiling.strips && stream::pays(batch, bytes) => {
                     return Projection::Streamed(stream::grid(tiling, shape, threads));
                 }
-                Orientation::OutIn if tiling.dots && batch <= dots::MOST_ROWS => {
+                Orientation::OutIn if (1..=tiling.dot_rows).contains(&batch) => {
                     return Projection::Dotted(dots::grid(tiling, shape, threads));
                 }
                 // Where k runs along the columns of weights, other kernels have to turn them: packing does.

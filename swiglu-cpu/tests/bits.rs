@@ -142,7 +142,10 @@ where
     Cpu: SwiGLU<T>,
 {
     let cpu = threads(2);
-    for (orientation, in_features, hidden) in [(Orientation::InOut, 211, 75), (Orientation::OutIn, 330, 40)] {
+    // Along k, more than two of the runs that few rows read together.
+    let shapes =
+        [(Orientation::InOut, 211, 75), (Orientation::OutIn, 330, 40), (Orientation::OutIn, 1_100, 24)];
+    for (orientation, in_features, hidden) in shapes {
         let inputs = inputs::<T>([64, in_features, hidden], orientation, 5);
         let whole = run(&cpu, &inputs, 0..64, Options::new());
         for at in 0..=64 {
@@ -165,6 +168,11 @@ fn no_split_of_64_rows_changes_bits_f32() {
 #[test]
 fn no_split_of_64_rows_changes_bits_bf16() {
     no_split_of_64_rows_changes_bits::<bf16>();
+}
+
+#[test]
+fn no_split_of_64_rows_changes_bits_f16() {
+    no_split_of_64_rows_changes_bits::<f16>();
 }
 
 fn no_tile_changes_bits<T: Element>()

@@ -230,7 +230,7 @@ impl Kernel for Amx {
         unsafe { if rows > EDGE { whole(groups, a, b, c, first) } else { upper(groups, a, b, c, first) } }
     }
 
-    const DOTS: bool = true;
+    const DOT_ROWS: usize = Self::MR;
 
     #[inline(always)]
     fn with_dots<V: DotsVisitor>(self, visitor: V) -> Option<V::Output> {
@@ -350,7 +350,14 @@ fn copied<T: Element>((matrix, rows): &Runs<'_, T>, ks: Range<usize>) -> Copied 
 }
 
 impl Dots for Amx {
-    fn dots<T: Element>(self, _: &Tiles, a: &[f32], b: [Runs<'_, T>; 2], c: &mut [f32]) {
+    fn dots<T: Element>(
+        self,
+        _: &Tiles,
+        (_, a): (usize, &[f32]),
+        b: [Runs<'_, T>; 2],
+        c: &mut [f32],
+        _: &mut [f32],
+    ) {
         const WIDTH: usize = 2 * EDGE;
         let k = b[0].0.cols();
         let groups = k.div_ceil(WIDTH);

@@ -9,8 +9,11 @@ use std::arch::x86_64::{
 #[cfg(target_os = "linux")]
 use super::Amx;
 use super::tile::{Vector, check, check_strip, dispatch_rows, dispatch_strip, strip, tile};
-use super::{Avx512Bf16, Block, EDGE, Kernel, KernelVisitor, Panel, Strip, Strips};
+use super::{
+    Avx512Bf16, Block, Dots, DotsVisitor, EDGE, Kernel, KernelVisitor, Panel, Runs, Strip, Strips, turned,
+};
 use crate::word::Single;
+use swiglu_core::Element;
 
 /// How bf16 is multiplied with bf16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -196,6 +199,14 @@ impl Kernel for Avx512 {
         Some(self)
     }
 
+    const DOT_ROWS: usize = EDGE;
+    const DOT_WORK: usize = turned::WORK;
+
+    #[inline(always)]
+    fn with_dots<V: DotsVisitor>(self, visitor: V) -> Option<V::Output> {
+        Some(visitor.visit(self))
+    }
+
     #[inline(always)]
     fn for_bf16<V: KernelVisitor>(self, visitor: V) -> V::Output {
         if self.bf16 == Bf16::Dot
@@ -237,5 +248,19 @@ impl Strips for Avx512 {
         check_strip::<Self>(a, b, &c);
         // SAFETY: `check_strip` compared every length with what is read and written; `self` proves the ISA.
         unsafe { run_strip(a, b, c) }
+    }
+}
+
+impl Dots for Avx512 {
+    #[inline(always)]
+    fn dots<T: Element>(
+        self,
+        held: &(),
+        a: (usize, &[f32]),
+        b: [Runs<'_, T>; 2],
+        c: &mut [f32],
+        work: &mut [f32],
+    ) {
+        turned::dots(self, held, a, b, c, work);
     }
 }

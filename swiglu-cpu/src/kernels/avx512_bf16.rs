@@ -10,8 +10,9 @@ use std::arch::x86_64::{
 
 use super::avx512::call;
 use super::tile::{Vector, check, check_strip, dispatch_rows, dispatch_strip, strip, tile};
-use super::{Avx512, Block, Kernel, Panel, Strip, Strips};
+use super::{Avx512, Block, Dots, DotsVisitor, EDGE, Kernel, Panel, Runs, Strip, Strips, turned};
 use crate::word::Pair;
+use swiglu_core::Element;
 
 /// Proof that this machine has AVX-512-BF16 and all that [`Avx512`] needs.
 #[derive(Clone, Copy, Debug)]
@@ -148,6 +149,14 @@ impl Kernel for Avx512Bf16 {
         Some(self)
     }
 
+    const DOT_ROWS: usize = EDGE;
+    const DOT_WORK: usize = turned::WORK;
+
+    #[inline(always)]
+    fn with_dots<V: DotsVisitor>(self, visitor: V) -> Option<V::Output> {
+        Some(visitor.visit(self))
+    }
+
     fn tile(self, (): &(), a: Panel<'_>, b: &[f32], c: &mut [f32], first: bool) {
         check::<Self>(a, b, c);
         // SAFETY: `check` compared the three lengths with what the tile reads and writes; `self` proves the ISA.
@@ -171,5 +180,19 @@ impl Strips for Avx512Bf16 {
         check_strip::<Self>(a, b, &c);
         // SAFETY: `check_strip` compared every length with what is read and written; `self` proves the ISA.
         unsafe { run_strip(a, b, c) }
+    }
+}
+
+impl Dots for Avx512Bf16 {
+    #[inline(always)]
+    fn dots<T: Element>(
+        self,
+        held: &(),
+        a: (usize, &[f32]),
+        b: [Runs<'_, T>; 2],
+        c: &mut [f32],
+        work: &mut [f32],
+    ) {
+        turned::dots(self, held, a, b, c, work);
     }
 }

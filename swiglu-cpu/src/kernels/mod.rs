@@ -16,6 +16,8 @@ mod neon;
 mod portable;
 pub(crate) mod sgemm;
 mod tile;
+#[cfg(target_arch = "x86_64")]
+mod turned;
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) use amx::Amx;
@@ -116,8 +118,10 @@ pub(crate) trait Kernel: Copy + Send + Sync + 'static {
     /// This kernel, if it can read rows of B in place.
     fn strips(self) -> Option<Self::Strips>;
 
-    /// Whether this is a kernel of [`Dots`].
-    const DOTS: bool = false;
+    /// Most rows of a product for which this is a kernel of [`Dots`]; 0 where it is none.
+    const DOT_ROWS: usize = 0;
+    /// Floats that it works in then.
+    const DOT_WORK: usize = 0;
 
     /// Visits this kernel, if it is one of [`Dots`].
     #[inline(always)]
@@ -163,12 +167,20 @@ pub(crate) trait Strips: Kernel {
 
 /// A kernel that can read columns of B in place: runs along k.
 pub(crate) trait Dots: Kernel {
-    /// Products of the packed rows of A (see [`pack_steps`](crate::pack::pack_steps)) with at most [`EDGE`] rows of two
-    /// matrices: the first `NR / 2` columns of `c` become those with the first matrix, the others those with the second. `c` is
-    /// dense with `NR` columns, and has `MR` rows; those past the last of A are left or filled.
+    /// Products of `rows` packed rows of A (see [`pack_steps`](crate::pack::pack_steps)), at most [`Kernel::DOT_ROWS`], with at
+    /// most [`EDGE`] rows of two matrices: the first `NR / 2` columns of `c` become those with the first matrix, the others
+    /// those with the second. `c` is dense with `NR` columns, and has `DOT_ROWS` rows; those past `rows` are left or filled.
+    /// `work` has [`Kernel::DOT_WORK`] floats of any value.
     ///
     /// Each element is the same chain as in [`tile`](Kernel::tile), so its bits are.
-    fn dots<T: Element>(self, held: &Self::Held, a: &[f32], b: [Runs<'_, T>; 2], c: &mut [f32]);
+    fn dots<T: Element>(
+        self,
+        held: &Self::Held,
+        a: (usize, &[f32]),
+        b: [Runs<'_, T>; 2],
+        c: &mut [f32],
+        work: &mut [f32],
+    );
 }
 
 /// Rows of a matrix.
@@ -177,7 +189,10 @@ pub(crate) type Runs<'a, T> = (MatRef<'a, T, Host>, Range<usize>);
 /// A computation that is generic over a kernel of [`Dots`].
 pub(crate) trait DotsVisitor {
     type Output;
-    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only AMX reads columns in place"))]
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "only kernels for x86-64 read columns in place")
+    )]
     fn visit<K: Dots>(self, kernel: K) -> Self::Output;
 }
 
