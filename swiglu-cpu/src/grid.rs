@@ -29,7 +29,7 @@ pub(crate) struct Tiling {
     most_col_panels: usize,
     /// Whether the kernel can read rows of B in place.
     pub(crate) strips: bool,
-    /// Whether it can read columns of B in place.
+    /// Most rows with which it reads columns of B in place, 0 where it cannot, and the floats that it works in then.
     pub(crate) dot_rows: usize,
     pub(crate) dot_work: usize,
 }

@@ -233,6 +233,7 @@ __device__ __forceinline__ void consume(const Sm90Params& p, const Ring& ring, c
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1) swiglu_kernel(const __grid_constant__ Sm90Params p) {
+    follow();
     extern __shared__ u8 shared[];
     Ring ring = {(static_cast<u32>(__cvta_generic_to_shared(shared)) + 1023) & ~1023u};
     if (threadIdx.x == 0) {
@@ -246,7 +247,6 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) swiglu_kernel(const __
         fence_barriers();
     }
     __syncthreads();
-    follow();
     Order order(p, 0);
     u32 first = blockIdx.x;
     u32 step = gridDim.x;

@@ -130,6 +130,7 @@ __device__ __forceinline__ void consume(const Sm90Params& p, const Ring& ring, c
 
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(kThreads, 1)
     swiglu_kernel(const __grid_constant__ Sm90Params p) {
+    follow();
     extern __shared__ u8 shared[];
     Ring ring = {(static_cast<u32>(__cvta_generic_to_shared(shared)) + 1023) & ~1023u};
     if (threadIdx.x == 0) {
@@ -143,7 +144,6 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(kTh
         fence_barriers();
     }
     sync_cluster();
-    follow();
     Order order(p, cluster_rank());
     u32 first = blockIdx.x / CLUSTER;
     u32 step = gridDim.x / CLUSTER;

@@ -26,8 +26,8 @@ pub enum Family {
     Sm90,
     /// Forwards of [`Family::Sm90`] in 16-bit types, where rows of outputs start and end at multiples of 16 bytes: two groups
     /// of warps take turns, one with the products of a tile and the other with the gate function on the tile before. All
-    /// other products are those of [`Family::Sm90`]. Taken without being asked for where a model of their tiles
-    /// expects them to be faster: large forwards.
+    /// other products are those of [`Family::Sm90`]. Taken by default where the model of `plan/turns.rs` expects it to be
+    /// faster: large forwards.
     Turns,
     /// Strict f32 products that are too small to be split first, on compute capability 9.0 and later: tensor cores
     /// multiply each element as the sum of three of bf16, which the kernel makes on the way, and what is summed over is
@@ -144,8 +144,6 @@ pub(crate) struct Hopper {
     pub(crate) pairs: bool,
     /// C is written by TMA.
     pub(crate) boxes: bool,
-    /// Tiles have 128 columns in place of 256: where there are few.
-    pub(crate) narrow: bool,
     /// A is saved pre-activations, and becomes their cotangents first.
     pub(crate) forms: Option<GateCode>,
     /// Rows of tiles, or of pairs of them, that sweep the columns together, to share what they read in L2: a power of
@@ -405,16 +403,16 @@ mod sm90 {
     pub(super) fn tile(gemm: &Gemm) -> (u64, u64) {
         match gemm.hopper.schedule {
             Schedule::Turns { rows } => (u64::from(rows), 128),
-            Schedule::Together if gemm.splits() || gemm.hopper.narrow => (128, 128),
+            Schedule::Together if gemm.splits() => (128, 128),
             Schedule::Together => (128, 256),
         }
     }
 
     pub(super) fn shared_bytes(gemm: &Gemm) -> u32 {
         match gemm.hopper.schedule {
-            // 192 KiB of stages, 32 KiB of C, barriers, and the way to the next KiB. Four stages, or six of narrow tiles, have
-            // a full and an empty barrier each; two of three parts have a full one and an empty one for each part.
-            Schedule::Together => 192 * 1024 + 32 * 1024 + 12 * 8 + 1024,
+            // 192 KiB of stages, 32 KiB of C, eight barriers, and the way to the next KiB. Four stages have a full and an
+            // empty barrier each; two of three parts have a full one and an empty one for each part.
+            Schedule::Together => 192 * 1024 + 32 * 1024 + 8 * 8 + 1024,
             // Five stages, with a full and an empty barrier each, and four boxes of 32 rows of C.
             Schedule::Turns { rows } => 5 * ((rows + 128) * 128 + 2 * 8) + 4 * 32 * 128 + 1024,
         }
@@ -431,9 +429,6 @@ impl fmt::Display for Gemm {
             _ => (self.family, self.edge.len()),
         };
         write!(f, "{family}-{kind}-{}{}-{size}", order(self.a_trans), order(self.b_trans))?;
-        if self.hopper.narrow {
-            f.write_str("-narrow")?;
-        }
         match (self.family, self.parts) {
             (Family::Sm90, parts @ 2..) => write!(f, "-by-{parts}"),
             _ => Ok(()),

@@ -9,7 +9,6 @@ use crate::{ComputeCapability, composed};
 
 mod backward;
 mod clocks;
-mod few;
 mod forward;
 mod product;
 mod turns;

@@ -10,10 +10,9 @@ use std::arch::x86_64::{
 use super::Amx;
 use super::tile::{Vector, check, check_strip, dispatch_rows, dispatch_strip, strip, tile};
 use super::{
-    Avx512Bf16, Block, Dots, DotsVisitor, EDGE, Kernel, KernelVisitor, Panel, Runs, Strip, Strips, turned,
+    Avx512Bf16, Block, Dots, DotsVisitor, EDGE, Kernel, KernelVisitor, Panel, Strip, Strips, turned,
 };
 use crate::word::Single;
-use swiglu_core::Element;
 
 /// How bf16 is multiplied with bf16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -251,16 +250,4 @@ impl Strips for Avx512 {
     }
 }
 
-impl Dots for Avx512 {
-    #[inline(always)]
-    fn dots<T: Element>(
-        self,
-        held: &(),
-        a: (usize, &[f32]),
-        b: [Runs<'_, T>; 2],
-        c: &mut [f32],
-        work: &mut [f32],
-    ) {
-        turned::dots(self, held, a, b, c, work);
-    }
-}
+impl Dots for Avx512 {}

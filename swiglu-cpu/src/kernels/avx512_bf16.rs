@@ -10,9 +10,8 @@ use std::arch::x86_64::{
 
 use super::avx512::call;
 use super::tile::{Vector, check, check_strip, dispatch_rows, dispatch_strip, strip, tile};
-use super::{Avx512, Block, Dots, DotsVisitor, EDGE, Kernel, Panel, Runs, Strip, Strips, turned};
+use super::{Avx512, Block, Dots, DotsVisitor, EDGE, Kernel, Panel, Strip, Strips, turned};
 use crate::word::Pair;
-use swiglu_core::Element;
 
 /// Proof that this machine has AVX-512-BF16 and all that [`Avx512`] needs.
 #[derive(Clone, Copy, Debug)]
@@ -183,16 +182,4 @@ impl Strips for Avx512Bf16 {
     }
 }
 
-impl Dots for Avx512Bf16 {
-    #[inline(always)]
-    fn dots<T: Element>(
-        self,
-        held: &(),
-        a: (usize, &[f32]),
-        b: [Runs<'_, T>; 2],
-        c: &mut [f32],
-        work: &mut [f32],
-    ) {
-        turned::dots(self, held, a, b, c, work);
-    }
-}
+impl Dots for Avx512Bf16 {}

@@ -16,7 +16,6 @@ mod neon;
 mod portable;
 pub(crate) mod sgemm;
 mod tile;
-#[cfg(target_arch = "x86_64")]
 mod turned;
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -173,6 +172,7 @@ pub(crate) trait Dots: Kernel {
     /// `work` has [`Kernel::DOT_WORK`] floats of any value.
     ///
     /// Each element is the same chain as in [`tile`](Kernel::tile), so its bits are.
+    #[inline(always)]
     fn dots<T: Element>(
         self,
         held: &Self::Held,
@@ -180,7 +180,9 @@ pub(crate) trait Dots: Kernel {
         b: [Runs<'_, T>; 2],
         c: &mut [f32],
         work: &mut [f32],
-    );
+    ) {
+        turned::dots(self, held, a, b, c, work);
+    }
 }
 
 /// Rows of a matrix.

@@ -19,8 +19,10 @@ const CHUNK: usize = 4 * EDGE;
 
 /// Floats from one run to the next: a cache line more than it has, so that those of sixteen rows do not meet in a set of L1.
 const STRIDE: usize = RUN + EDGE;
-/// Floats of the runs of both matrices, and of a chunk of them, turned.
+/// Floats of the runs of both matrices.
 const RUNS: usize = 2 * EDGE * STRIDE;
+/// The same, and of a chunk of them, turned.
+#[cfg(target_arch = "x86_64")]
 pub(super) const WORK: usize = RUNS + CHUNK * 2 * EDGE;
 
 /// See [`Dots::dots`](super::Dots::dots).
