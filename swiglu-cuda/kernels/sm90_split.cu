@@ -23,19 +23,19 @@
 // so the products left out are less than 2 (2^-25 + 2^-35) |a| |b|, 1.001 u. One step of wgmma adds 16 products
 // and the sum so far: 17 numbers, aligned to the largest and cut off; with the two bits beyond 24 that the measured
 // figures below suggest, by less than 2^-25 of it each, and then to 24 bits, by 2u: 10.5 u. Four steps make a block's
-// large product, and those of the small ones count for 2^-6 of that: 43 u of a block's M, and so of all of M; what s loses in
-// k / 16 steps counts for k 2^-16 u. Each
-// addition to d is u of what is there, k / 64 u in all. Together less than (45 + k / 64) u M, where one chain of
-// multiply-adds has k u M. For smaller k there are fewer steps, and shorter ones: the error is always less than
-// 2 (k + 2) u M, the bound for any product on tensor cores.
+// large product, and those of the small ones count for 2^-6 of that: 43 u of a block's M, and so of all of M. The k / 8 steps
+// of s, which is at most 2^-16 M, come to less than 2 k 2^-16 u. Each addition to d is u of what is there, k / 64 u in all.
+// Together less than (45 + k / 63) u M, where one chain of multiply-adds has k u M. For smaller k there are fewer steps, and
+// shorter ones: the error is always less than 2 (k + 2) u M, the bound for any product on tensor cores.
 //
-// Measured on an H100 against one chain of fmaf in f32, relative errors in the Frobenius norm at k = 784, 4096, 14336:
+// Measured on an H100, while a1 had the scale 2^-8 and s was part of t, against one chain of fmaf in f32, relative errors in the Frobenius norm at k = 784, 4096, 14336:
 // 0.21, 0.15, 0.13 of the chain's for normal factors, 0.23, 0.16, 0.13 for positive ones, 1.03, 0.78, 0.74 for factors
 // log-uniform in 2^-60 .. 2^60, sums of which are a few products. The worst element of positive ones was off by 6, 9
 // and 16 u M (the chain by 34, 64, 136), on average by -1.25 u M: what cutting off 24 bits in four steps comes to.
 //
-// 124 to 132 TFLOP/s at 4096, 4096, 11008, where wgmma alone has some 137 within the power limit. Pairs of blocks that
-// copy B for each other had 119 for 124: a tile needs 32 bytes a clock of L2, which it supplies.
+// A forward of 4096, 4096, 11008, splitting included, runs at 117 TFLOP/s (118.7 then; wgmma alone has some 137 within the
+// power limit), and at 105 where a0 b2 + a2 b0 come first in t: each wait for t costs. Pairs of blocks that copy B for each
+// other were slower, 119 for 124 without splitting: a tile needs 32 bytes a clock of L2, which it supplies.
 #include "sm90_split_config.cuh"
 #include "sm90_epilogue.cuh"
 #if PRODUCT == COTANGENTS

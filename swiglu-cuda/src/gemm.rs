@@ -26,8 +26,8 @@ pub enum Family {
     Sm90,
     /// Forwards of [`Family::Sm90`] in 16-bit types, where rows of outputs start and end at multiples of 16 bytes: two groups
     /// of warps take turns, one with the products of a tile and the other with the gate function on the tile before. All
-    /// other products are those of [`Family::Sm90`]. Taken by default where the model of `plan/turns.rs` expects it to be
-    /// faster: large forwards.
+    /// other products are those of [`Family::Sm90`]. Taken without being asked for where a model of their tiles expects them
+    /// to be faster: large forwards.
     Turns,
     /// Strict f32 products that are too small to be split first, on compute capability 9.0 and later: tensor cores
     /// multiply each element as the sum of three of bf16, which the kernel makes on the way, and what is summed over is

@@ -474,6 +474,11 @@ pub(crate) struct Matmul {
 }
 
 impl Planner<'_> {
+    /// Whether factors of a plain product of so many rows, in rows that tensor cores cannot read, are copied for them.
+    pub(crate) fn realigns_factors(&self, dtype: Dtype, rows: usize) -> bool {
+        dtype != Dtype::F32 && self.realigns_for(rows)
+    }
+
     pub(crate) fn matmul(&self, call: &Matmul) -> Gemm {
         let wanted = Wanted {
             dtype: call.dtype,
