@@ -2,7 +2,7 @@
 //
 // A block of threads has three warpgroups: one that copies, and two that multiply, each 64 rows of a 128 x 256 tile. The
 // columns are two halves of 128, whose sums are finished one after the other. In paired products each half has 64
-// columns of gate and the same 64 of up.
+// columns of gate and the same 64 of up. Where TILE_N is 128, for products of few tiles, there is but one half.
 #pragma once
 #include "product.cuh"
 #include "sm90_ptx.cuh"
@@ -10,6 +10,7 @@
 static_assert((DTYPE == F32) == (TF32 == 1), "wgmma takes 16-bit elements, or f32 that is rounded to tf32");
 static_assert(TF32 == 0 || (A_TRANS == 0 && B_TRANS == 1), "wgmma reads tf32 only where k is contiguous");
 static_assert(CLUSTER == 1 || CLUSTER == 2, "blocks that copy each other's part of B");
+static_assert(TILE_N == 256 || (TILE_N == 128 && PRODUCT == STORE && !FORM_COTANGENTS && TF32 == 0), "see src/plan/few.rs");
 
 constexpr u32 kWarpgroup = 128;
 constexpr u32 kConsumers = 2;
@@ -22,10 +23,11 @@ constexpr u32 kProducerRegisters = FORM_COTANGENTS ? 136 : 56;
 constexpr u32 kConsumerRegisters = FORM_COTANGENTS ? 184 : 224;
 
 constexpr u32 kTileM = 64 * kConsumers;
-constexpr u32 kTileN = 256;
+constexpr u32 kTileN = TILE_N;
+constexpr u32 kTileHalves = kTileN / 128;
 // Columns of the matrices in C, of which there are two in paired products, in a tile and in a half.
 constexpr u32 kColumns = kTileN / kHalves;
-constexpr u32 kHalfColumns = kColumns / 2;
+constexpr u32 kHalfColumns = kColumns / kTileHalves;
 // The blocks of a cluster are on neighbouring rows of tiles.
 constexpr u32 kClusterRows = CLUSTER;
 constexpr u32 kClusterColumns = 1;
@@ -48,15 +50,15 @@ constexpr u32 kStageBytes = (kBoxesA + kBoxesB) * kBoxBytes;
 
 // 192 KiB of stages, 32 KiB of boxes on their way to C, the barriers, and up to 1 KiB to start at a multiple of 1 KiB:
 // the swizzle is a function of the address.
-constexpr u32 kStages = 4;
+constexpr u32 kStages = kTileHalves == 2 ? 4 : 6;
 constexpr u32 kSlots = 2;
 constexpr u32 kRingBytes = kStages * kStageBytes;
 constexpr u32 kOutBytes = kConsumers * kSlots * kBoxBytes;
 
 // The first and the last k blocks of a tile are multiplied half by half, so that one half's products run while the
 // other half is written to C. Both ends together fill the ring.
-constexpr u32 kEnd = kStages / 2;
-constexpr u32 kLeastBlocks = 2 * kEnd;
+constexpr u32 kEnd = 2;
+constexpr u32 kLeastBlocks = kTileHalves == 2 ? 2 * kEnd : 1;
 
 // Segments take turns in k blocks, so many at a time: both halves of dAB are needed at the pace at which they are formed.
 constexpr u32 kTurn = 4;

@@ -4,7 +4,7 @@
 // CLUSTER (1 or 2 blocks, which share B), C_BOXES (C and pre are written by TMA: their rows start and end at multiples of
 // 16 bytes, and nothing is added), C_VECTOR (dz, and C without C_BOXES, may be accessed two elements at a time),
 // FORM_COTANGENTS (A is formed first, as sm90_cotangents.cuh has it), SLICES (blocks that share a tile, as sm90_slices.cuh
-// has it: 1 to 4; 5, 6 and 8 gain nothing).
+// has it: 1 to 4; 5, 6 and 8 gain nothing), TILE_N (columns of a tile, 256 or 128).
 //
 // With TF32 operands are f32 that was rounded before (ROUND, in elementwise.cu): tensor cores would cut the low bits off,
 // and read 32-bit elements only along k. They also cut off what they add to a sum, towards zero: one step in 8 of k loses
@@ -202,6 +202,28 @@ struct Consumer {
         if (blocks > 0) release(last);
     }
 
+    // All blocks of a tile of 128 columns. No products are pending before and after.
+    __device__ __forceinline__ void multiply_narrow(Sums& d, u32 blocks) {
+        u32 last = cursor.stage;
+        for (u32 block = 0; block < blocks; ++block) {
+            wait(ring.full(cursor.stage), cursor.parity);
+            fence_operands();
+#pragma unroll
+            for (u32 step = 0; step < kSteps; ++step) {
+                multiply<A_TRANS, !B_TRANS>(d, a(cursor.stage) + step * kStepA, b(cursor.stage, 0) + step * kStepB,
+                                            (block | step) != 0);
+            }
+            commit_products();
+            wait_for_products<1>();
+            if (block > 0) release(last);
+            last = cursor.stage;
+            cursor.advance();
+        }
+        wait_for_products<0>();
+        if (blocks > 0) release(last);
+        keep_in_order(d);
+    }
+
     // Gives the stages of an end back, each when its products, the last that were started, are done.
     __device__ __forceinline__ void release_end(Cursor from) const {
         static_assert(kEnd == 2, "one wait for each");
@@ -226,6 +248,23 @@ __device__ __forceinline__ void write_half(const Sm90Params& p, const Tile& tile
 #endif
 }
 
+#if TILE_N == 128
+__device__ __forceinline__ void consume(const Sm90Params& p, const Ring& ring, const Order& order, u32 first,
+                                        u32 step) {
+    u32 number = __shfl_sync(~0u, threadIdx.x / kWarpgroup, 0) - 1;
+    u32 thread = threadIdx.x % kWarpgroup;
+    u32 blocks = Blocks(p.gemm).total;
+    Boxes boxes = {ring.boxes(number), 0, 1 + number, thread % 32, thread / 32};
+    Consumer consumer = {ring, number, thread, Cursor()};
+    for (u32 index = first; index < order.total; index += step) {
+        Sums d;
+        consumer.multiply_narrow(d, blocks);
+        write_half(p, order.at(index), number, 0, d, boxes);
+    }
+    // Shared memory stays until it has been read.
+    if (boxes.leads()) wait_for_reads<0>();
+}
+#else
 __device__ __forceinline__ void consume(const Sm90Params& p, const Ring& ring, const Order& order, u32 first,
                                         u32 step) {
     u32 number = __shfl_sync(~0u, threadIdx.x / kWarpgroup, 0) - 1;
@@ -259,6 +298,7 @@ __device__ __forceinline__ void consume(const Sm90Params& p, const Ring& ring, c
     // Shared memory stays until it has been read.
     if (boxes.leads()) wait_for_reads<0>();
 }
+#endif
 
 #if SLICES > 1
 // Copies the k blocks from `first` to `last` of a tile.
@@ -291,8 +331,12 @@ __device__ __forceinline__ void share_tile(const Sm90Params& p, const Ring& ring
     u32 number = __shfl_sync(~0u, threadIdx.x / kWarpgroup, 0) - 1;
     u32 thread = threadIdx.x % kWarpgroup;
     Consumer consumer = {ring, number, thread, Cursor()};
-    Sums d[2] = {};
+    Sums d[kTileHalves] = {};
+#if TILE_N == 128
+    consumer.multiply_narrow(d[0], last - first);
+#else
     consumer.multiply_middle(d, last - first);
+#endif
     __syncwarp();
     // The ring is free in all blocks: they have read what was copied into it.
     sync_cluster();

@@ -11,8 +11,8 @@ static_assert(CLUSTER == 1 && PRODUCT == STORE && !FORM_COTANGENTS, "gate functi
 // What one thread of a warpgroup has of a box.
 typedef float BoxSums[32];
 
-constexpr u32 kQuarters = kTileN / 64;
-constexpr u32 kTileBoxes = kQuarters * kConsumers;
+constexpr u32 kStrips = kTileN / 64;
+constexpr u32 kTileBoxes = kStrips * kConsumers;
 constexpr u32 kMostBoxes = (kTileBoxes + SLICES - 1) / SLICES;
 // 16 bytes of each thread side by side, so that a warp's accesses are whole lines.
 constexpr u32 kVectorsBytes = kWarpgroup * 16;
@@ -25,8 +25,8 @@ struct Dealt {
     u32 owner;
     u32 number;
 
-    __device__ __forceinline__ Dealt(u32 quarter, u32 consumer) {
-        u32 box = quarter * kConsumers + consumer;
+    __device__ __forceinline__ Dealt(u32 strip, u32 consumer) {
+        u32 box = strip * kConsumers + consumer;
         owner = box * SLICES / kTileBoxes;
         number = box - (owner * kTileBoxes + SLICES - 1) / SLICES;
     }
@@ -37,13 +37,13 @@ struct Dealt {
     }
 };
 
-__device__ __forceinline__ void send_parts(u32 base, u32 slice, u32 consumer, u32 thread, const Sums (&d)[2]) {
+__device__ __forceinline__ void send_parts(u32 base, u32 slice, u32 consumer, u32 thread, const Sums (&d)[kTileHalves]) {
 #pragma unroll
-    for (u32 quarter = 0; quarter < kQuarters; ++quarter) {
-        Dealt box(quarter, consumer);
+    for (u32 strip = 0; strip < kStrips; ++strip) {
+        Dealt box(strip, consumer);
         u32 to;
         asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(to) : "r"(box.part(base, slice, thread)), "r"(box.owner));
-        const float* sums = &d[quarter / 2][quarter % 2 * 32];
+        const float* sums = &d[strip / 2][strip % 2 * 32];
 #pragma unroll
         for (u32 i = 0; i < kVectors; ++i) {
             asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(to + i * kVectorsBytes),
@@ -75,9 +75,9 @@ __device__ __forceinline__ void write_own(const Sm90Params& p, u32 base, const T
                                           Boxes& boxes) {
     u32 thread = boxes.warp * 32 + boxes.lane;
 #pragma unroll 1
-    for (u32 quarter = 0; quarter < kQuarters; ++quarter) {
-        Dealt box(quarter, consumer);
-        Place place = {tile.product, tile.m0 + 64 * consumer, tile.n0 + 64 * quarter, boxes.lane, boxes.warp};
+    for (u32 strip = 0; strip < kStrips; ++strip) {
+        Dealt box(strip, consumer);
+        Place place = {tile.product, tile.m0 + 64 * consumer, tile.n0 + 64 * strip, boxes.lane, boxes.warp};
         if (box.owner != slice || place.column0 >= p.gemm.n) continue;
         BoxSums sums;
         add_parts(sums, base, box, thread);

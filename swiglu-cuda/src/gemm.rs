@@ -144,6 +144,8 @@ pub(crate) struct Hopper {
     pub(crate) pairs: bool,
     /// C is written by TMA.
     pub(crate) boxes: bool,
+    /// Tiles have 128 columns in place of 256: where there are few.
+    pub(crate) narrow: bool,
     /// A is saved pre-activations, and becomes their cotangents first.
     pub(crate) forms: Option<GateCode>,
     /// Rows of tiles, or of pairs of them, that sweep the columns together, to share what they read in L2: a power of
@@ -403,16 +405,16 @@ mod sm90 {
     pub(super) fn tile(gemm: &Gemm) -> (u64, u64) {
         match gemm.hopper.schedule {
             Schedule::Turns { rows } => (u64::from(rows), 128),
-            Schedule::Together if gemm.splits() => (128, 128),
+            Schedule::Together if gemm.splits() || gemm.hopper.narrow => (128, 128),
             Schedule::Together => (128, 256),
         }
     }
 
     pub(super) fn shared_bytes(gemm: &Gemm) -> u32 {
         match gemm.hopper.schedule {
-            // 192 KiB of stages, 32 KiB of C, eight barriers, and the way to the next KiB. Four stages have a full and an
-            // empty barrier each; two of three parts have a full one and an empty one for each part.
-            Schedule::Together => 192 * 1024 + 32 * 1024 + 8 * 8 + 1024,
+            // 192 KiB of stages, 32 KiB of C, barriers, and the way to the next KiB. Four stages, or six of narrow tiles, have
+            // a full and an empty barrier each; two of three parts have a full one and an empty one for each part.
+            Schedule::Together => 192 * 1024 + 32 * 1024 + 12 * 8 + 1024,
             // Five stages, with a full and an empty barrier each, and four boxes of 32 rows of C.
             Schedule::Turns { rows } => 5 * ((rows + 128) * 128 + 2 * 8) + 4 * 32 * 128 + 1024,
         }
@@ -429,6 +431,9 @@ impl fmt::Display for Gemm {
             _ => (self.family, self.edge.len()),
         };
         write!(f, "{family}-{kind}-{}{}-{size}", order(self.a_trans), order(self.b_trans))?;
+        if self.hopper.narrow {
+            f.write_str("-narrow")?;
+        }
         match (self.family, self.parts) {
             (Family::Sm90, parts @ 2..) => write!(f, "-by-{parts}"),
             _ => Ok(()),

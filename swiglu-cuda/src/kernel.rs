@@ -354,7 +354,8 @@ fn gemm_defines(gemm: &Gemm, facts: &Facts) -> Defines {
             .with("SLICES", i64::from(gemm.parts))
             .with("C_BOXES", i64::from(gemm.hopper.boxes))
             .with("FORM_COTANGENTS", i64::from(gemm.hopper.forms.is_some()))
-            .with("TILE_M", gemm.tile().0 as i64),
+            .with("TILE_M", gemm.tile().0 as i64)
+            .with("TILE_N", if gemm.hopper.narrow { 128 } else { 256 }),
         Family::Sliced => defines
             .with("A_VECTOR", i64::from(gemm.vectors.a))
             .with("B_VECTOR", i64::from(gemm.vectors.b))

@@ -9,6 +9,7 @@ use crate::{ComputeCapability, composed};
 
 mod backward;
 mod clocks;
+mod few;
 mod forward;
 mod product;
 mod turns;

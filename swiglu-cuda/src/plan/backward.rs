@@ -86,7 +86,7 @@ impl Planner<'_> {
                 match Progress::new((batch, hidden), in_features, &mut workspace) {
                     Some(progress) => {
                         let (forms, group) = (Some(gate), Hopper::group(true));
-                        let hopper = Hopper { pairs: true, forms, group, ..gemm.hopper };
+                        let hopper = Hopper { pairs: true, narrow: false, forms, group, ..gemm.hopper };
                         (Cotangents::Formed { progress }, Some(Gemm { hopper, parts: 1, ..gemm }))
                     }
                     None => (cotangents, Some(self.tuned(gemm, &wanted))),
@@ -181,7 +181,7 @@ impl Planner<'_> {
         let Dims { batch, in_features, .. } = problem.dims;
         let tiles = gemm.tiles(batch as u64, in_features as u64);
         let occupied = tiles.saturating_mul(4) >= 3 * u64::from(self.facts.multiprocessors);
-        let pays = occupied && in_features >= PAYS_FROM && gemm.hopper.pairs;
+        let pays = occupied && in_features >= PAYS_FROM && gemm.hopper.pairs && !gemm.hopper.narrow;
         tiles > 0
             && gemm.family == Family::Sm90
             && gemm.dtype != Dtype::F32

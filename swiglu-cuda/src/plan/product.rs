@@ -35,12 +35,6 @@ const ROUND_PASSES: f64 = 16e-6;
 /// holds them, blocks by themselves start sooner: 394 and 370 at 8192, 256, 1024.
 const PAIRS_FROM_BYTES: usize = 64 << 20;
 
-/// k blocks that each block has at least where several share a tile: 16 for two take as long as they take one (13.3 us and
-/// 13.8 for dWf of 1024, 512, 2048), since what blocks then send each other takes as long as some 6.
-const SHARED_LEAST: usize = 8;
-/// Elements of k in a block of `sm90`, of 16 bits.
-const BLOCK_K: usize = 64;
-
 /// What one product needs to be chosen.
 pub(super) struct Wanted {
     pub(super) dtype: Dtype,
@@ -86,7 +80,7 @@ impl Wanted {
         let split = self.dtype == Dtype::F32 && !self.is_tf32();
         let pairs = !split && (bytes > PAIRS_FROM_BYTES || !self.several(boxes));
         let schedule = Schedule::Together;
-        Hopper { schedule, pairs, boxes, forms: None, group: Hopper::group(pairs || split) }
+        Hopper { schedule, pairs, boxes, narrow: false, forms: None, group: Hopper::group(pairs || split) }
     }
 
     /// Whether there are kernels for pairs of blocks and blocks by themselves, and for outputs in vectors and without.
@@ -147,7 +141,7 @@ impl Planner<'_> {
             hopper: Hopper::default(),
             parts: 1,
         };
-        let hopper = self.shared(
+        let hopper = self.few(
             wanted,
             Gemm {
                 family: Family::Sm90,
@@ -400,34 +394,6 @@ impl Planner<'_> {
         let tiles = gemm.tiles(wanted.shape.0 as u64, wanted.shape.1 as u64).saturating_mul(wanted.depth);
         let blocks = tiles.saturating_mul(u64::from(gemm.parts));
         blocks.saturating_mul(4) >= blocks.div_ceil(multiprocessors).saturating_mul(multiprocessors)
-    }
-
-    /// The same product of `sm90` with as many blocks for each tile as run at once, where there are few tiles: 18.8 us for
-    /// 24.3 with two (dX of 8192, 256, 1024), 36.9 for 80.5 with three (1024, 1024, 4096), 28.1 for 77.8 with four (dWf of
-    /// 8192, 256, 1024). Five and six gain nothing more, and eight leave multiprocessors idle.
-    fn shared(&self, wanted: &Wanted, gemm: Gemm) -> Gemm {
-        if gemm.product.has_gate() || gemm.dtype == Dtype::F32 {
-            return gemm;
-        }
-        let hopper = Hopper { pairs: false, group: Hopper::group(false), ..gemm.hopper };
-        let (m, n) = wanted.shape;
-        let tiles = gemm.tiles(m as u64, n as u64).saturating_mul(wanted.depth);
-        let segments = wanted.segments as usize;
-        let blocks = (wanted.k / segments).div_ceil(BLOCK_K) * segments;
-        let enough =
-            |&parts: &u32| tiles <= self.clusters_at_once(parts) && blocks >= SHARED_LEAST * parts as usize;
-        [4, 3, 2].into_iter().find(enough).map_or(gemm, |parts| Gemm { hopper, parts, ..gemm })
-    }
-
-    /// Clusters of so many blocks that run at once, with a multiprocessor for each block. Clusters do not reach over groups
-    /// of multiprocessors, of which an H100 has eight, mostly of 16 or 18: of its 132, 66 clusters of two have a place, but
-    /// 39 of three and 30 of four (cuOccupancyMaxActiveClusters). Groups differ from one GPU to another.
-    fn clusters_at_once(&self, blocks: u32) -> u64 {
-        let multiprocessors = u64::from(self.facts.multiprocessors);
-        match blocks {
-            0..=2 => multiprocessors / u64::from(blocks.max(1)),
-            _ => multiprocessors * 7 / 8 / u64::from(blocks),
-        }
     }
 
     /// The largest tile of which there are enough to occupy three quarters of the multiprocessors: 128 tiles of 64 on 132

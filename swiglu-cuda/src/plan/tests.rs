@@ -744,9 +744,9 @@ fn parts_follow_from_tiles_and_slabs() {
     }
 }
 
-/// Few tiles of a plain product are shared by as many blocks as run at once, each with 512 of k at least.
+/// Few tiles of a plain product are narrow, or shared by as many blocks as run at once, each with 512 of k at least, or both.
 #[test]
-fn few_tiles_of_hopper_are_shared() {
+fn few_tiles_of_hopper_are_narrow_or_shared() {
     let parts = |forced, dims: Dims, precision| {
         let kind = Some(GradientKind { dtype: Dtype::Bf16, add: false });
         let pass = Pass::Backward { saved: true, dx: kind, dwf: kind, dbias: None };
@@ -756,24 +756,25 @@ fn few_tiles_of_hopper_are_shared() {
         let of = |gemm: Option<Gemm>| {
             gemm.map(|gemm| {
                 assert!(gemm.parts == 1 || !gemm.hopper.pairs, "{gemm:?}");
-                (gemm.family, gemm.parts)
+                (gemm.family, gemm.parts, gemm.hopper.narrow)
             })
         };
         (of(plan.dx), of(plan.dwf))
     };
     let dims = |batch, in_features, hidden| Dims { batch, in_features, hidden };
-    let sm90 = |parts| Some((Family::Sm90, parts));
-    let mma = Some((Family::Mma, 1));
+    let sm90 = |parts| Some((Family::Sm90, parts, false));
+    let narrow = |parts: u32| Some((Family::Sm90, parts, true));
+    let mma = Some((Family::Mma, 1, false));
     for (dims, dx, dwf) in [
         (LARGE, sm90(1), sm90(1)),
-        // 48 tiles of 64 k blocks, and twice 48 of 32.
-        (dims(2048, 768, 2048), sm90(2), sm90(1)),
-        // 64 of 32, and twice 8 of 128.
-        (dims(8192, 256, 1024), sm90(2), sm90(4)),
-        // 32 of 128: 30 clusters of four would fit.
+        // 96 narrow tiles of 64 k blocks, and twice 48 wide ones of 32.
+        (dims(2048, 768, 2048), narrow(1), sm90(1)),
+        // 128 of 32, and twice 16 of 128.
+        (dims(8192, 256, 1024), narrow(1), narrow(3)),
+        // 32 wide ones of 128: 30 clusters of four would fit.
         (dims(1024, 1024, 4096), sm90(3), sm90(1)),
-        // 16 of 64, and twice 32 of 16.
-        (dims(1024, 512, 2048), sm90(4), sm90(2)),
+        // 32 of 64, and twice 64 of 16.
+        (dims(1024, 512, 2048), narrow(3), narrow(1)),
         // 8 of 14, and twice 8 of 8.
         (dims(512, 512, 448), mma, mma),
     ] {
@@ -814,8 +815,13 @@ fn warpgroups_take_turns_where_that_is_asked_for() {
     for (in_features, group) in [(1024, 32), (2048, 16), (4096, 8), (28672, 4)] {
         let dims = Dims { in_features, ..LARGE };
         let hopper = gemm(turns, &forward(Dtype::Bf16, dims, Options::new())).hopper;
-        let expected =
-            Hopper { schedule: Schedule::Turns { rows: 192 }, pairs: true, boxes: true, group, forms: None };
+        let expected = Hopper {
+            schedule: Schedule::Turns { rows: 192 },
+            pairs: true,
+            boxes: true,
+            group,
+            ..Hopper::default()
+        };
         assert_eq!(hopper, expected);
     }
     let problem = forward(Dtype::Bf16, LARGE, Options::new());

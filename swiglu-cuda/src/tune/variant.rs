@@ -68,11 +68,11 @@ impl Decode {
 
 impl Kernel {
     /// Which of its competitors this kernel is; `None` where it has none. Trials hand `sm90` operands of 16 bits, and none
-    /// that are formed on the way. Where blocks share tiles, all of them run at once, in whichever order.
+    /// that are formed on the way. Where there are few tiles, all of them run at once, in whichever order.
     pub(crate) fn variant(&self) -> Option<Variant> {
         match *self {
             Kernel::Gemm(Gemm { family: Family::Sm90, dtype, hopper, parts, .. }) => {
-                let taken = dtype != Dtype::F32 && hopper.forms.is_none() && parts == 1;
+                let taken = dtype != Dtype::F32 && hopper.forms.is_none() && parts == 1 && !hopper.narrow;
                 taken.then_some(match hopper.schedule {
                     Schedule::Together => Variant::Hopper { pairs: hopper.pairs, group: hopper.group },
                     Schedule::Turns { .. } => Variant::Turns { group: hopper.group },

@@ -49,10 +49,10 @@ pub(crate) fn trials() -> Vec<Trial> {
         let lists = [
             ("forward", hopper as fn(Vec<Case>) -> Vec<Case>, forward(dtype)),
             ("backward_of_saved", hopper, backward(dtype, Keep::PreActivations)),
-            ("backward_of_input", recomputing, backward(dtype, Keep::Input)),
-            ("backward_of_dy", recomputing, projected(dtype)),
-            ("many_tiles", |cases| cases, many_tiles(dtype)),
-            ("few_tiles", |cases| cases, few_tiles(dtype)),
+            ("backward_of_input", |cases| seen(hopper(cases)), backward(dtype, Keep::Input)),
+            ("backward_of_dy", |cases| seen(hopper(cases)), projected(dtype)),
+            ("many_tiles", seen, many_tiles(dtype)),
+            ("few_tiles", seen, few_tiles(dtype)),
         ];
         for (name, filter, list) in lists {
             let run = move || {
@@ -153,11 +153,10 @@ fn hopper(cases: Vec<Case>) -> Vec<Case> {
 /// The same without those in which a thread reads what TMA wrote into the workspace, under initcheck: no thread has written
 /// it, and the tool reports each read. With an epilogue that writes element by element it reports nothing in these lists.
 /// Column sums read dAB, the pass that splits f32 does, and the product that makes dz reads pre-activations.
-fn recomputing(cases: Vec<Case>) -> Vec<Case> {
+fn seen(mut cases: Vec<Case>) -> Vec<Case> {
     let unseen = std::env::var("SWIGLU_SANITIZE_TOOL").is_ok_and(|tool| tool == "initcheck");
     let by_tma = |case: &Case| case.keep == Keep::Input && case.hidden.is_multiple_of(8);
     let reads = |case: &Case| case.dtype == Dtype::F32 || case.down.is_some();
-    let mut cases = hopper(cases);
     if unseen {
         cases.retain(|case| !(by_tma(case) && reads(case)));
         cases.iter_mut().filter(|case| by_tma(case)).for_each(|case| case.dbias = None);
@@ -165,19 +164,24 @@ fn recomputing(cases: Vec<Case>) -> Vec<Case> {
     cases
 }
 
-/// So few tiles and so many terms that two, three and four blocks of `sm90` share a tile, written by TMA, by threads, and
-/// added to: in dX, whose terms are 2 * hidden, and in dWf, which sums over the batch.
+/// So few tiles and so many terms that `sm90` has narrow ones, which one to four blocks share, written by TMA, by threads, and
+/// added to: in dX, whose terms are 2 * hidden, and in dWf, which sums over the batch. Last, wide ones for three and four.
 fn few_tiles(dtype: Dtype) -> Vec<Case> {
     let how = |add: bool, wide: bool| Some(How { add, wide });
     let mut cases = Vec::new();
     for (orientation, add) in [(Orientation::InOut, false), (Orientation::OutIn, true)] {
-        // Of input: saved pre-activations would be formed by dX, which has whole tiles then.
-        let base = |case| Case { orientation, keep: Keep::Input, ..case };
-        for (batch, hidden) in [(136, 520), (264, 776), (130, 1030)] {
+        // In 16 bits of input: saved pre-activations would be formed by dX, which has whole tiles then.
+        let keep = if dtype == Dtype::F32 { Keep::PreActivations } else { Keep::Input };
+        let base = |case| Case { orientation, keep, ..case };
+        for (batch, hidden) in [(136, 520), (264, 650), (264, 776), (130, 1030)] {
             cases.push(Case { dx: how(add, false), ..base(Case::new(batch, 72, hidden, dtype)) });
         }
-        for (batch, hidden) in [(1056, 136), (1600, 264), (2056, 66)] {
+        for (batch, hidden) in [(1056, 136), (1344, 200), (1600, 264), (2056, 66)] {
             cases.push(Case { dwf: how(add, !add), ..base(Case::new(batch, 24, hidden, dtype)) });
+        }
+        for (batch, in_features, hidden) in [(760, 1530, 1280), (636, 1277, 1024)] {
+            let case = Case { dx: how(add, false), ..base(Case::new(batch, in_features, hidden, dtype)) };
+            cases.extend((dtype == Dtype::Bf16).then_some(case));
         }
     }
     cases
@@ -186,15 +190,23 @@ fn few_tiles(dtype: Dtype) -> Vec<Case> {
 /// The list would test nothing if the planner took whole tiles.
 fn every_sharing_is_there(cases: &[Case]) -> Result<(), Failed> {
     let cuda = cuda()?.with_family(Family::Sm90);
-    for wanted in ["-by-2:", "-by-3:", "-by-4:"] {
-        for what in [|case: &Case| case.dx.is_some(), |case: &Case| case.dwf.is_some()] {
-            let mut launches = Vec::new();
-            for case in cases.iter().filter(|case| what(case)) {
-                launches.extend(SwiGLU::<f32>::plan(&cuda, &backward_problem(case))?.launches);
-            }
-            if !launches.iter().any(|launch| launch.contains(wanted)) {
-                return Err(format!("no kernel of {wanted} {launches:?}").into());
-            }
+    let launches = |what: fn(&Case) -> bool| -> Result<Vec<String>, Failed> {
+        let mut launches = Vec::new();
+        for case in cases.iter().filter(|case| what(case)) {
+            launches.extend(SwiGLU::<f32>::plan(&cuda, &backward_problem(case))?.launches);
+        }
+        Ok(launches)
+    };
+    let (dx, dwf) = (launches(|case| case.dx.is_some())?, launches(|case| case.dwf.is_some())?);
+    // NVRTC takes two seconds for each kernel: wide ones in one type.
+    let one = cases.iter().all(|case| case.dtype == Dtype::Bf16);
+    let narrow = ["-narrow:", "-narrow-by-2:", "-narrow-by-3:", "-narrow-by-4:"];
+    let wide = if one { vec!["-128-by-3:", "-128-by-4:"] } else { vec![] };
+    for (launches, wanted) in
+        narrow.iter().flat_map(|name| [(&dx, name), (&dwf, name)]).chain(wide.iter().map(|name| (&dx, name)))
+    {
+        if !launches.iter().any(|launch| launch.contains(wanted)) {
+            return Err(format!("no kernel of {wanted} {launches:?}").into());
         }
     }
     Ok(())

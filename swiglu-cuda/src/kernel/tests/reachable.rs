@@ -78,6 +78,22 @@ pub(super) fn kernels(facts: Facts) -> Vec<Kernel> {
         let cut = sliced::PARTS.map(|parts| Gemm { parts, ..gemm });
         cut.into_iter().filter(|gemm| gemm.fits(&facts)).for_each(|gemm| found.add(Kernel::Gemm(gemm)));
     }
+    // As those of few tiles do.
+    for kernel in found.kernels.clone() {
+        let Kernel::Gemm(gemm) = kernel else { continue };
+        if !matches!(gemm, Gemm { family: Family::Sm90, product: Product::Store { .. }, parts: 1, .. })
+            || gemm.dtype == Dtype::F32
+            || gemm.hopper.forms.is_some()
+        {
+            continue;
+        }
+        let few = |narrow, parts| {
+            let hopper = Hopper { narrow, pairs: parts == 1, ..gemm.hopper };
+            Kernel::Gemm(Gemm { hopper, parts, ..gemm })
+        };
+        [1, 2, 3, 4].into_iter().for_each(|parts| found.add(few(true, parts)));
+        [3, 4].into_iter().for_each(|parts| found.add(few(false, parts)));
+    }
     // What tuning may put in their place.
     for kernel in found.kernels.clone() {
         kernel.variants(&facts).into_iter().for_each(|variant| found.add(kernel.with(variant)));
@@ -230,14 +246,14 @@ pub(super) fn class(kernel: Kernel) -> Kernel {
 
 /// Whether a thinned sweep may leave a kernel to the whole one: f16, where bf16 has the same kernel; a gate function other
 /// than SwiGLU in one more type, arrangement of the weights or kind of product; and another number of parts of k: `sm90` has
-/// one, `sliced` two and 16. Each gate function has it along `[I, 2D]` weights, in forwards and in
-/// gate gradients, in bf16 on `mma` and in f32 on `simt`; in `sm90`, where NVRTC takes two seconds for each kernel, in bf16, as
-/// everything there, by pairs of blocks and into boxes alone, for products that make dz too; in `sliced` with one number of parts; and in
-/// `decode` for 16 rows.
+/// one, and narrow tiles only where they are written in boxes, `sliced` two and 16. Each gate function has it along
+/// `[I, 2D]` weights, in forwards and in gate gradients, in bf16 on `mma` and in f32 on `simt`; in `sm90`, where NVRTC takes
+/// two seconds for each kernel, in bf16, as everything there, by pairs of blocks and into boxes alone, for products that make
+/// dz too; in `sliced` with one number of parts; and in `decode` for 16 rows.
 pub(super) fn is_one_more(kernel: Kernel) -> bool {
-    if let Kernel::Gemm(Gemm { family, dtype, parts, .. }) = kernel {
+    if let Kernel::Gemm(Gemm { family, dtype, parts, hopper, .. }) = kernel {
         let one = match family {
-            Family::Sm90 => parts == 1 && dtype != Dtype::F16,
+            Family::Sm90 => parts == 1 && dtype != Dtype::F16 && (!hopper.narrow || hopper.boxes),
             Family::Sliced => matches!(parts, 2 | 16),
             _ => true,
         };
