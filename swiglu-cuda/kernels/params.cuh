@@ -68,11 +68,8 @@ struct Sm90Params {
     // Rows of tiles (or of clusters' pairs) that sweep n together, to share what they read in L2: the logarithm of their
     // number. Sums do not depend on it.
     u32 group_log2;
-    // With FORM_COTANGENTS: zeros, as many as sm90_cotangents.cuh says, and units that all warps form before any
-    // multiplies.
+    // With FORM_COTANGENTS: zeros, as many as sm90_cotangents.cuh says.
     u32* progress;
-    u32 formed_first;
-    u32 unused;
 };
 static_assert(sizeof(Sm90Params) == 1280, "src/params.rs has the same size");
 

@@ -10,17 +10,17 @@
 static_assert((DTYPE == F32) == (TF32 == 1), "wgmma takes 16-bit elements, or f32 that is rounded to tf32");
 static_assert(TF32 == 0 || (A_TRANS == 0 && B_TRANS == 1), "wgmma reads tf32 only where k is contiguous");
 static_assert(CLUSTER == 1 || CLUSTER == 2, "blocks that copy each other's part of B");
-static_assert(TILE_N == 256 || (TILE_N == 128 && PRODUCT == STORE && !FORM_COTANGENTS && TF32 == 0), "see src/plan/few.rs");
+static_assert(TILE_N == 256 || (TILE_N == 128 && PRODUCT == STORE && TF32 == 0), "see src/plan/few.rs");
 
 constexpr u32 kWarpgroup = 128;
 constexpr u32 kConsumers = 2;
 constexpr u32 kThreads = kWarpgroup * (1 + kConsumers);
 
 // Registers of a thread after the copying warpgroup has given most of its own away: of the 64,512 that 384 threads start
-// with, 168 each, 128 * 56 + 256 * 224; or 128 * 136 + 256 * 184 where that warpgroup does more than copy, and those that
-// multiply have nothing but sums to keep.
-constexpr u32 kProducerRegisters = FORM_COTANGENTS ? 136 : 56;
-constexpr u32 kConsumerRegisters = FORM_COTANGENTS ? 184 : 224;
+// with, 168 each, 128 * 56 + 256 * 224. Where that warpgroup does more than copy, and those that multiply have nothing but
+// sums to keep, each stays with its own.
+constexpr u32 kProducerRegisters = 56;
+constexpr u32 kConsumerRegisters = 224;
 
 constexpr u32 kTileM = 64 * kConsumers;
 constexpr u32 kTileN = TILE_N;

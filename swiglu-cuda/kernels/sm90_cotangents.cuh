@@ -16,8 +16,14 @@
 constexpr u32 kFormRows = 16;
 constexpr u32 kFormColumns = 32 * 8;
 static_assert(kFormColumns == kTurn * kTileK, "a turn of each segment reads what was formed together");
-// Rows whose loads are in flight together: what the registers hold.
-constexpr u32 kFormAhead = 3;
+// Rows whose loads are in flight together, and whether those of a unit start before the one before it is done. forming.rs knows
+// where products wait for what is formed: with eight rows, as many as registers hold, and the next ones early, dX of 4096,
+// 1024, 4096 takes 120 us, 123 with four, 142 with two, and 157 with three that start late; the product alone takes 95. L2 then
+// supplies 3.9 KB a clock, as it does to the product alone. Where there is time, haste only takes L2 from the product: dX
+// of 8192, 2048, 8192 takes 762 us with eight rows, and 740 with three that start late.
+constexpr u32 kFormAhead = FORM_AHEAD;
+constexpr bool kFormHurries = FORM_HURRIES;
+static_assert(kFormRows % kFormAhead == 0, "a unit is so many rows, some times");
 
 // Where dAB is formed: `progress` counts units that were claimed, units that are done, and then the units done of each
 // rectangle of kTileM rows and kFormColumns columns.
@@ -127,57 +133,99 @@ struct FormRow {
     }
 };
 
-// What a lane does of a unit: kFormAhead rows are on their way while one is formed.
-__device__ __forceinline__ void form_unit(const GemmParams& p, i64 row0, i64 column) {
-    FormPlace to(p, row0, column);
-    FormPlace from = to;
-    u32 rows = p.m - row0 < kFormRows ? static_cast<u32>(p.m - row0) : kFormRows;
-    FormRow ring[kFormAhead];
-#pragma unroll
-    for (u32 i = 0; i < kFormAhead; ++i) {
-        if (i < rows) ring[i].load(from);
-        from.advance(p);
+// Warps that form at once: as many as keep memory busy. More of them finish what is read first later: dX of 2048, 768, 2048
+// takes 47 us with 684 and 44 with 288, of 8192, 256, 1024 51 with 428 and 55 with 384.
+constexpr u32 kFormWarps = 432;
+
+// Whether this warp forms: three of each block do, and more of those without a tile. `busy` blocks have one.
+__device__ __forceinline__ bool forms(u32 busy) {
+    u32 warp = threadIdx.x / 32;
+    if (warp == 0 || blockIdx.x < busy) return warp != 0 && warp < 4;
+    u32 others = 3 * gridDim.x < kFormWarps ? kFormWarps - 3 * gridDim.x : 0;
+    return warp < 4 + others / (gridDim.x - busy);
+}
+
+// A unit, and what of it is a lane's.
+struct Unit {
+    u32 band;
+    u32 column;
+    // None where the lane's columns are beyond the matrix, or there is no such unit.
+    u32 rows;
+    FormPlace place;
+
+    __device__ __forceinline__ Unit(const GemmParams& p, const Cotangents& cotangents, u32 unit, u32 lane)
+        : place(p, 0, 0) {
+        bool exists = unit < cotangents.units();
+        cotangents.place(exists ? unit : 0, band, column);
+        i64 row0 = static_cast<i64>(band) * kFormRows;
+        i64 column0 = static_cast<i64>(column) * kFormColumns + lane * 8;
+        bool inside = exists && column0 < p.k;
+        rows = !inside ? 0 : p.m - row0 < kFormRows ? static_cast<u32>(p.m - row0) : kFormRows;
+        place = FormPlace(p, row0, column0);
     }
-#pragma unroll 1
-    for (u32 row = 0; row < rows; row += kFormAhead) {
-#pragma unroll
-        for (u32 i = 0; i < kFormAhead; ++i) {
-            if (row + i >= rows) return;
-            FormRow now = ring[i];
-            if (row + i + kFormAhead < rows) ring[i].load(from);
-            now.form(p, to);
-            from.advance(p);
-            to.advance(p);
-        }
+
+    __device__ __forceinline__ u32 rows_from(u32 row) const { return rows > row ? rows - row : 0; }
+};
+
+// A unit of this warp is formed.
+__device__ __forceinline__ void publish(const Cotangents& cotangents, const Unit& unit, u32 lane) {
+    // TMA, which reads next, sees memory by a way of its own.
+    fence_for_copies();
+    __syncwarp();
+    if (lane == 0) {
+        __threadfence();
+        count(cotangents.done_of(unit.band * kFormRows / kTileM, unit.column));
+        count(cotangents.done());
     }
 }
 
-// A warp that forms, until what it claims is not among the first `limit` units.
-__device__ __forceinline__ void form(const Sm90Params& p, u32 limit) {
+// A warp that forms, until nothing is left to claim.
+__device__ __forceinline__ void form(const Sm90Params& p) {
     Cotangents cotangents(p);
     u32 lane = threadIdx.x % 32;
     u32 units = cotangents.units();
     auto claim = [&] { return lane == 0 ? atomicAdd(cotangents.claimed(), 1u) : 0u; };
-    u32 next = claim();
-    while (true) {
-        u32 unit = __shfl_sync(~0u, next, 0);
-        if (unit >= units) return;
-        // Answered while the unit is worked on.
-        bool more = unit < limit;
-        if (more) next = claim();
-        u32 band, column;
-        cotangents.place(unit, band, column);
-        i64 at = static_cast<i64>(column) * kFormColumns + lane * 8;
-        if (at < p.gemm.k) form_unit(p.gemm, static_cast<i64>(band) * kFormRows, at);
-        // TMA, which reads next, sees memory by a way of its own.
-        fence_for_copies();
-        __syncwarp();
-        if (lane == 0) {
-            __threadfence();
-            count(cotangents.done_of(band * kFormRows / kTileM, column));
-            count(cotangents.done());
+    u32 next = __shfl_sync(~0u, claim(), 0);
+    if (next >= units) return;
+    Unit unit(p.gemm, cotangents, next, lane);
+    FormPlace from = unit.place;
+    FormRow ring[kFormAhead];
+    auto load_first = [&] {
+#pragma unroll
+        for (u32 i = 0; i < kFormAhead; ++i) {
+            if (i < unit.rows) ring[i].load(from);
+            from.advance(p.gemm);
         }
-        if (!more) return;
+    };
+    load_first();
+    while (next < units) {
+        // Answered while the unit is worked on.
+        u32 claimed = claim();
+        Unit after = unit;
+        FormPlace to = unit.place;
+#pragma unroll 1
+        for (u32 row = 0; row < kFormRows; row += kFormAhead) {
+            u32 coming = unit.rows_from(row + kFormAhead);
+            if (row + kFormAhead == kFormRows) {
+                next = __shfl_sync(~0u, claimed, 0);
+                after = Unit(p.gemm, cotangents, next, lane);
+                from = after.place;
+                coming = kFormHurries ? after.rows : 0;
+            }
+#pragma unroll
+            for (u32 i = 0; i < kFormAhead; ++i) {
+                if (i < unit.rows_from(row)) ring[i].form(p.gemm, to);
+                if (i < coming) ring[i].load(from);
+                from.advance(p.gemm);
+                to.advance(p.gemm);
+            }
+        }
+        publish(cotangents, unit, lane);
+        unit = after;
+        if (!kFormHurries) {
+            from = unit.place;
+            load_first();
+        }
     }
 }
 

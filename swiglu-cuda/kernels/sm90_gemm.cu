@@ -3,7 +3,7 @@
 // Macros: DTYPE (F16 or BF16, or F32 with TF32), A_TRANS, B_TRANS, PRODUCT, GATE_FUNCTION, OUT_F32 (C of STORE is f32),
 // CLUSTER (1 or 2 blocks, which share B), C_BOXES (C and pre are written by TMA: their rows start and end at multiples of
 // 16 bytes, and nothing is added), C_VECTOR (dz, and C without C_BOXES, may be accessed two elements at a time),
-// FORM_COTANGENTS (A is formed first, as sm90_cotangents.cuh has it), SLICES (blocks that share a tile, as sm90_slices.cuh
+// FORM_COTANGENTS (A is formed first, as sm90_cotangents.cuh has it, with FORM_AHEAD and FORM_HURRIES), SLICES (blocks that share a tile, as sm90_slices.cuh
 // has it: 1 to 4; 5, 6 and 8 gain nothing), TILE_N (columns of a tile, 256 or 128).
 //
 // With TF32 operands are f32 that was rounded before (ROUND, in elementwise.cu): tensor cores would cut the low bits off,
@@ -372,17 +372,14 @@ extern "C" __global__ void __cluster_dims__(CLUSTER * SLICES, 1, 1) __launch_bou
 #else
     u32 first = blockIdx.x / CLUSTER;
     u32 step = gridDim.x / CLUSTER;
+#if FORM_COTANGENTS
+    if (forms(CLUSTER * order.total)) form(p);
+#endif
     if (threadIdx.x < kWarpgroup) {
-        shrink_registers<kProducerRegisters>();
+        if (!FORM_COTANGENTS) shrink_registers<kProducerRegisters>();
         if (threadIdx.x == 0) produce(p, ring, order, first, step);
-#if FORM_COTANGENTS
-        if (threadIdx.x >= 32) form(p, ~0u);
-#endif
     } else {
-        grow_registers<kConsumerRegisters>();
-#if FORM_COTANGENTS
-        if (p.formed_first > 0) form(p, p.formed_first);
-#endif
+        if (!FORM_COTANGENTS) grow_registers<kConsumerRegisters>();
         consume(p, ring, order, first, step);
     }
     // No block ends while another may still write to its shared memory.

@@ -5,6 +5,7 @@ use std::fmt;
 use swiglu_core::Dtype;
 
 use crate::device::Facts;
+use crate::forming::Forming;
 
 /// A group of kernels with one way of multiplying.
 ///
@@ -147,7 +148,7 @@ pub(crate) struct Hopper {
     /// Tiles have 128 columns in place of 256: where there are few.
     pub(crate) narrow: bool,
     /// A is saved pre-activations, and becomes their cotangents first.
-    pub(crate) forms: Option<GateCode>,
+    pub(crate) forms: Option<Forming>,
     /// Rows of tiles, or of pairs of them, that sweep the columns together, to share what they read in L2: a power of
     /// two. An argument of a launch, and no part of a kernel that is compiled.
     pub(crate) group: u32,
@@ -248,13 +249,15 @@ impl Gemm {
     }
 
     /// Blocks of `sm90` for `products` m x n products: as many as run at once, or as there are tiles; where tiles are shared,
-    /// so many for each.
+    /// so many for each. Where operands are formed on the way, blocks without a tile do that.
     pub(crate) fn blocks(&self, (m, n, products): (u64, u64, u64), facts: &Facts) -> u64 {
         let clusters = self.clusters(m, n).saturating_mul(products);
-        if self.parts > 1 {
-            return clusters.saturating_mul(u64::from(self.parts));
+        let at_once = self.clusters_at_once(facts);
+        match (self.parts, self.hopper.forms) {
+            (2.., _) => clusters.saturating_mul(u64::from(self.parts)),
+            (_, Some(_)) if clusters > 0 => at_once * self.cluster(),
+            _ => clusters.min(at_once) * self.cluster(),
         }
-        clusters.min(self.clusters_at_once(facts)) * self.cluster()
     }
 
     /// Blocks that copy an operand for each other.

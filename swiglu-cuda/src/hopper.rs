@@ -57,8 +57,8 @@ pub(crate) fn launch_forming(
     progress: Progress,
     params: &GemmParams,
 ) -> Result<()> {
-    let (formed_first, progress) = (progress.units_first, progress.start(call)?);
-    let params = Sm90Params { products: 1, formed_first, progress, gemm: *params, ..Sm90Params::default() };
+    let progress = progress.start(call)?;
+    let params = Sm90Params { products: 1, progress, gemm: *params, ..Sm90Params::default() };
     start(call, gemm, params)
 }
 

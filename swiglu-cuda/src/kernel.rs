@@ -7,6 +7,7 @@ use swiglu_core::{Dtype, Error, Gate, Result};
 use crate::compile::{Defines, Source};
 use crate::decode::Decode;
 use crate::device::Facts;
+use crate::forming::Forming;
 use crate::gemm::{Family, GateCode, Gemm, Product, Schedule, sliced};
 use crate::realign::parts;
 
@@ -333,7 +334,7 @@ impl Kernel {
 
 fn gemm_defines(gemm: &Gemm, facts: &Facts) -> Defines {
     let (product, gate, out) = match gemm.product {
-        Product::Store { out } => (0, gemm.hopper.forms.map_or(0, |gate| gate.0), out),
+        Product::Store { out } => (0, gemm.hopper.forms.map_or(0, |forming| forming.gate.0), out),
         Product::Gate(gate) => (1, gate.0, gemm.dtype),
         Product::GateGradient(gate) => (2, gate.0, gemm.dtype),
         Product::Cotangents(gate) => (3, gate.0, gemm.dtype),
@@ -354,6 +355,8 @@ fn gemm_defines(gemm: &Gemm, facts: &Facts) -> Defines {
             .with("SLICES", i64::from(gemm.parts))
             .with("C_BOXES", i64::from(gemm.hopper.boxes))
             .with("FORM_COTANGENTS", i64::from(gemm.hopper.forms.is_some()))
+            .with("FORM_AHEAD", gemm.hopper.forms.map_or(0, Forming::ahead))
+            .with("FORM_HURRIES", i64::from(gemm.hopper.forms.is_some_and(|forming| forming.hurries)))
             .with("TILE_M", gemm.tile().0 as i64)
             .with("TILE_N", if gemm.hopper.narrow { 128 } else { 256 }),
         Family::Sliced => defines

@@ -71,8 +71,6 @@ pub(crate) struct Sm90Params {
     pub(crate) products: u32,
     pub(crate) group_log2: u32,
     pub(crate) progress: u64,
-    pub(crate) formed_first: u32,
-    pub(crate) unused: u32,
 }
 
 /// Twin of `GateParams`.

@@ -6,7 +6,7 @@ use super::forward::{GATE_WEIGHTS, UP_WEIGHTS, X, rounded_projection};
 use super::product::Wanted;
 use super::{Planner, VECTOR, halves, inputs};
 use crate::arena::Layout;
-use crate::forming::{PAYS_FROM, Progress};
+use crate::forming::{Forming, PAYS_FROM, Progress};
 use crate::gemm::{Family, GateCode, Gemm, Hopper, Product};
 use crate::kernel::{Kernel, gate_code};
 use crate::notes::Notes;
@@ -83,10 +83,10 @@ impl Planner<'_> {
         let dx = dx.map(|_| self.analytic(&wanted, &mut notes));
         let (cotangents, dx) = match (cotangents, dx) {
             (Cotangents::Saved { gate, to: None }, Some(gemm)) if self.forms(&gemm, &problem, dab) => {
-                match Progress::new((batch, hidden), in_features, &mut workspace) {
+                match Progress::new((batch, hidden), &mut workspace) {
                     Some(progress) => {
-                        let (forms, group) = (Some(gate), Hopper::group(true));
-                        let hopper = Hopper { pairs: true, narrow: false, forms, group, ..gemm.hopper };
+                        let (forms, group) = (Some(Forming::new(gate, in_features)), Hopper::group(true));
+                        let hopper = Hopper { pairs: true, forms, group, ..gemm.hopper };
                         (Cotangents::Formed { progress }, Some(Gemm { hopper, parts: 1, ..gemm }))
                     }
                     None => (cotangents, Some(self.tuned(gemm, &wanted))),
@@ -174,14 +174,13 @@ impl Planner<'_> {
         self.gemm(&wanted, notes)
     }
 
-    /// Whether dX forms the cotangents that it reads, whose rows have this alignment. Each of its blocks forms as much, so
-    /// there have to be enough: with tiles for 24 of 132 multiprocessors it takes 0.073 ms, and 0.065 with a pass of its own
-    /// (2048, 768, 2048).
+    /// Whether dX forms the cotangents that it reads, whose rows have this alignment: where it has tiles for three eighths of
+    /// the multiprocessors, and no blocks that share them.
     fn forms(&self, gemm: &Gemm, problem: &Problem, dab: u32) -> bool {
         let Dims { batch, in_features, .. } = problem.dims;
         let tiles = gemm.tiles(batch as u64, in_features as u64);
-        let occupied = tiles.saturating_mul(4) >= 3 * u64::from(self.facts.multiprocessors);
-        let pays = occupied && in_features >= PAYS_FROM && gemm.hopper.pairs && !gemm.hopper.narrow;
+        let occupied = tiles.saturating_mul(8) >= 3 * u64::from(self.facts.multiprocessors);
+        let pays = occupied && gemm.parts == 1 && in_features >= PAYS_FROM;
         tiles > 0
             && gemm.family == Family::Sm90
             && gemm.dtype != Dtype::F32

@@ -30,10 +30,11 @@ const MMA_TF32_RATE: f64 = 160e12;
 /// at 2048, 784, 2048.
 const ROUND_ELEMENT: f64 = 2.9e-12;
 const ROUND_PASSES: f64 = 16e-6;
-/// Operands that L2 (50 MB on an H100) does not hold are copied by pairs of blocks: it supplies 32 bytes a clock to each
-/// multiprocessor that way and 48 without, of which it ran short: 720 and 609 TFLOP/s at 8192, 4096, 14336. Where it
-/// holds them, blocks by themselves start sooner: 394 and 370 at 8192, 256, 1024.
-const PAIRS_FROM_BYTES: usize = 64 << 20;
+/// From so many bytes of operands on they are copied by pairs of blocks: L2 supplies 32 bytes a clock to each multiprocessor
+/// that way and 48 without, of which it ran short: 720 and 609 TFLOP/s in a forward of 8192, 4096, 14336, and dWf of 2048,
+/// 4096, 11008, which has 62 MB, took 0.471 ms and 0.552. Blocks by themselves start sooner: 394 TFLOP/s and 370 in a forward
+/// of 8192, 256, 1024, which has 5 MB. dWf of 512, 4096, 11008 with 15 MB took 0.148 ms in pairs, and 0.155.
+const PAIRS_FROM_BYTES: usize = 12 << 20;
 
 /// What one product needs to be chosen.
 pub(super) struct Wanted {

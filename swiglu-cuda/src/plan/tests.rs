@@ -573,7 +573,7 @@ fn hopper_kernels_follow_from_alignment_and_size() {
     }
 }
 
-/// Saved pre-activations become dAB within dX where most multiprocessors have a tile and everything is in vectors.
+/// Saved pre-activations become dAB within dX where many multiprocessors have a tile and everything is in vectors.
 #[test]
 fn hopper_forms_cotangents_on_the_way_to_dx() {
     let kind = |add| Some(GradientKind { dtype: Dtype::Bf16, add });
@@ -587,9 +587,9 @@ fn hopper_forms_cotangents_on_the_way_to_dx() {
         formed
     };
     let pass = |saved, add| Pass::Backward { saved, dx: kind(add), dwf: kind(false), dbias: None };
-    // 32 x 4 tiles, and 16 x 3, of which 132 multiprocessors leave most idle.
-    let enough = Dims { batch: 4096, in_features: 1024, hidden: 4096 };
-    let small = Dims { batch: 2048, in_features: 768, hidden: 8192 };
+    // 16 x 6 narrow tiles, and 8 x 4, of which 132 multiprocessors leave most idle, so that blocks share them.
+    let enough = Dims { batch: 2048, in_features: 768, hidden: 2048 };
+    let small = Dims { batch: 1024, in_features: 512, hidden: 2048 };
     assert!(forms(None, pass(true, false), LARGE, 16));
     assert!(forms(None, pass(true, false), enough, 16));
     assert!(!forms(None, pass(true, false), small, 16));
@@ -802,8 +802,8 @@ fn few_tiles_of_hopper_are_narrow_or_shared() {
             assert!(k >= 512 * gemm.parts as usize, "{gemm:?}");
         }
     }
-    // dX that forms what it reads has whole tiles.
-    assert_eq!(parts(Some(Family::Sm90), dims(2048, 768, 2048), Precision::Strict).0, sm90(1));
+    // dX that forms what it reads has its tiles to itself.
+    assert_eq!(parts(Some(Family::Sm90), dims(2048, 768, 2048), Precision::Strict).0, narrow(1));
     let problem = forward(Dtype::Bf16, dims(1024, 512, 128), Options::new());
     assert_eq!(gemm(planner(H100, Some(Family::Sm90)), &problem).parts, 1, "gates need whole sums");
 }

@@ -6,6 +6,7 @@ use swiglu_core::{Dims, Dtype, Gate, GradientKind, Options, Orientation, Pass, P
 
 use crate::decode::Decode;
 use crate::device::Facts;
+use crate::forming::Forming;
 use crate::gemm::{Family, GateCode, Gemm, Hopper, Product, Vectors, sliced};
 use crate::kernel::Kernel;
 use crate::plan::{Cotangents, Matmul, Planner};
@@ -93,6 +94,17 @@ pub(super) fn kernels(facts: Facts) -> Vec<Kernel> {
         };
         [1, 2, 3, 4].into_iter().for_each(|parts| found.add(few(true, parts)));
         [3, 4].into_iter().for_each(|parts| found.add(few(false, parts)));
+    }
+    // dX forms what it reads in tiles of both widths, in a hurry or not.
+    for kernel in found.kernels.clone() {
+        let Kernel::Gemm(gemm @ Gemm { hopper: Hopper { forms: Some(forming), .. }, .. }) = kernel else {
+            continue;
+        };
+        for (narrow, in_features) in pairs(BOTH, [256, 4096]) {
+            let forms = Some(Forming::new(forming.gate, in_features));
+            let hopper = Hopper { narrow, forms, ..gemm.hopper };
+            found.add(Kernel::Gemm(Gemm { hopper, ..gemm }));
+        }
     }
     // What tuning may put in their place.
     for kernel in found.kernels.clone() {
@@ -230,7 +242,8 @@ pub(super) fn class(kernel: Kernel) -> Kernel {
                 Product::Cotangents(_) => Product::Cotangents(swiglu),
             };
             let vectors = Vectors::default();
-            let hopper = Hopper { forms: gemm.hopper.forms.map(|_| swiglu), ..gemm.hopper };
+            let forms = gemm.hopper.forms.map(|forming| Forming { gate: swiglu, ..forming });
+            let hopper = Hopper { forms, ..gemm.hopper };
             let dtype = f16_as_bf16(gemm.dtype);
             Kernel::Gemm(Gemm { dtype, a_trans: false, b_trans: false, product, vectors, hopper, ..gemm })
         }
@@ -267,7 +280,7 @@ pub(super) fn is_one_more(kernel: Kernel) -> bool {
             // Down projections as checkpoints have them, [O, D], are not transposed.
             (Product::Cotangents(gate), _) => (gate, dtype, !b_trans),
             // [2D, I] weights are transposed in the projections, and not in dX.
-            (Product::Store { .. }, Some(gate)) => (gate, dtype, !b_trans),
+            (Product::Store { .. }, Some(forming)) => (forming.gate, dtype, !b_trans),
             (Product::Store { .. }, None) => return dtype == Dtype::F16,
         },
         Kernel::Gemv { dtype, b_trans, gate, .. } => (gate, dtype, b_trans),
@@ -276,7 +289,10 @@ pub(super) fn is_one_more(kernel: Kernel) -> bool {
     };
     let extra = match kernel {
         Kernel::Gemm(Gemm { family: Family::Sm90, hopper, .. }) => {
-            dtype == Dtype::F32 || !hopper.pairs || !hopper.boxes
+            dtype == Dtype::F32
+                || !hopper.pairs
+                || !hopper.boxes
+                || hopper.forms.is_some_and(|it| !it.hurries)
         }
         Kernel::Gemm(Gemm { product: Product::Cotangents(_), .. }) => true,
         Kernel::Decode(Decode { rows, .. }) => rows != 16,
