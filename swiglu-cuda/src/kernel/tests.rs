@@ -12,7 +12,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use super::*;
-use crate::compile::{Compiler, Target};
+use crate::cache::DiskCache;
+use crate::compile::{Compiler, Target, cubin};
 use crate::{ComputeCapability, CudaVersion, Search};
 
 mod reachable;
@@ -251,4 +252,35 @@ fn every_kernel_compiles_for_every_architecture() {
     }
     let list: Vec<_> = failures.iter().map(String::as_str).collect();
     assert!(list.is_empty(), "{} failures:\n{}", list.len(), list.join("\n"));
+}
+
+/// Fills the folder `SWIGLU_FILL` with kernels for the architectures that `SWIGLU_ARCHITECTURES` names, under a driver of
+/// CUDA 13.0, where `SWIGLU_FILL_ONLY` is in their names: a GPU's machine that has this NVRTC's version need not compile them.
+/// There a suite under compute-sanitizer, for one, took 7 s for more than 100.
+#[test]
+#[ignore = "writes a folder for another machine: scripts/gpu-cache.sh"]
+fn a_cache_is_filled_for_another_machine() {
+    let folder = std::env::var_os("SWIGLU_FILL").expect("SWIGLU_FILL names a folder");
+    let only = std::env::var("SWIGLU_FILL_ONLY").unwrap_or_default();
+    let compiler = Compiler::open(&Search::system()).unwrap_or_else(|reason| panic!("{reason}"));
+    let cache = DiskCache::at(folder.into());
+    let mut jobs = all();
+    jobs.retain(|(facts, kernel)| asked_for(facts.capability) && kernel.to_string().contains(&only));
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some((facts, kernel)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let driver = CudaVersion { major: 13, minor: 0 };
+            let target =
+                compiler.target(facts.capability, driver).unwrap_or_else(|reason| panic!("{reason}"));
+            cubin(&compiler, &cache, kernel.source(), &target, &kernel.defines(facts))
+                .unwrap_or_else(|error| panic!("{error}"));
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(work);
+        }
+    });
+    assert_eq!(cache.note(), None);
+    println!("{} kernels", jobs.len());
 }
