@@ -7,7 +7,7 @@ use swiglu::{
     Cpu, Gradients, Host, MatMut, MatRef, Options, Orientation, Out, Saved, SwiGLU, Unfused, Weights,
 };
 
-use common::{Flops, Operands, SHAPES, flops, name, ndarray_forward, ndarray_gate_backward, prepare};
+use common::{Flops, Operands, SHAPES, flops, gate_backward, name, ndarray_forward, prepare};
 
 fn call<B: SwiGLU<f32, Memory = Host>>(
     backend: &B,
@@ -47,7 +47,7 @@ fn backward(c: &mut Criterion<Flops>) {
             b.iter_batched_ref(
                 || pre.clone(),
                 |pre| {
-                    ndarray_gate_backward(&o.dz, pre);
+                    gate_backward(&o.dz, pre);
                     ndarray::linalg::general_mat_mul(1.0, pre, &o.wf.t(), 0.0, &mut dx);
                 },
                 BatchSize::PerIteration,

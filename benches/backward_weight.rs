@@ -10,7 +10,7 @@ use swiglu::{
     Weights,
 };
 
-use common::{Flops, Operands, SHAPES, flops, name, ndarray_forward, ndarray_gate_backward, prepare};
+use common::{Flops, Operands, SHAPES, flops, gate_backward, name, ndarray_forward, prepare};
 
 fn call<B: SwiGLU<f32, Memory = Host>>(
     backend: &B,
@@ -55,7 +55,7 @@ fn backward_weight(c: &mut Criterion<Flops>) {
             b.iter_batched_ref(
                 || pre.clone(),
                 |pre| {
-                    ndarray_gate_backward(&o.dz, pre);
+                    gate_backward(&o.dz, pre);
                     general_mat_mul(1.0, pre, &o.wf.t(), 0.0, &mut dx);
                     general_mat_mul(1.0, &o.x.t(), pre, 0.0, &mut dwf);
                 },

@@ -1,4 +1,5 @@
-//! Fused against unfused and against plain ndarray with matrixmultiply, interleaved in one run: medians and ratios.
+//! Fused against unfused, against plain ndarray with matrixmultiply, and against the gemm crate with AVX-512 where that is,
+//! interleaved in one run: medians and ratios.
 //!
 //! `cargo run --release --example compare`
 
@@ -7,13 +8,13 @@ mod common;
 
 use std::time::Instant;
 
-use ndarray::linalg::general_mat_mul;
+use ndarray::Array2;
 use swiglu::{
     Backend, Cpu, Gradients, Host, MatMut, MatRef, Options, Orientation, Out, Result, Save, Saved, SwiGLU,
     Target, Unfused, Weights,
 };
 
-use common::{Operands, SHAPES, flops, name, ndarray_forward, ndarray_gate_backward};
+use common::{Operands, Product, SHAPES, by_gemm, by_ndarray, flops, gate, gate_backward, name};
 
 /// Seconds of forward and of backward (dX and dWf) in each round.
 #[derive(Default)]
@@ -54,13 +55,23 @@ fn fused_round<B: SwiGLU<f32, Memory = Host>>(
     timed(&mut times.backward, || backend.backward(x, w, dz, saved, gradients, Options::new()))
 }
 
-fn ndarray_round(o: &mut Operands, times: &mut Times) {
-    let mut pre = timed(&mut times.forward, || ndarray_forward(&o.x, &o.wf, &mut o.z));
-    timed(&mut times.backward, || {
-        ndarray_gate_backward(&o.dz, &mut pre);
-        general_mat_mul(1.0, &pre, &o.wf.t(), 0.0, &mut o.dx);
-        general_mat_mul(1.0, &o.x.t(), &pre, 0.0, &mut o.dwf);
+/// As a peer's products and elementwise passes; room for the pre-activations is there before.
+fn peer_round(product: Product, o: &mut Operands, pre: &mut Array2<f32>, times: &mut Times) {
+    timed(&mut times.forward, || {
+        product(o.x.view(), o.wf.view(), pre);
+        gate(pre, &mut o.z);
     });
+    timed(&mut times.backward, || {
+        gate_backward(&o.dz, pre);
+        product(pre.view(), o.wf.t(), &mut o.dx);
+        product(o.x.t(), pre.view(), &mut o.dwf);
+    });
+}
+
+/// The largest difference of two gradients, as a share of the largest element.
+fn difference(a: &Array2<f32>, b: &Array2<f32>) -> f32 {
+    let largest = a.iter().fold(0f32, |most, v| most.max(v.abs()));
+    a.iter().zip(b).fold(0f32, |most, (a, b)| most.max((a - b).abs())) / largest
 }
 
 fn main() -> Result<()> {
@@ -70,27 +81,35 @@ fn main() -> Result<()> {
         "{}; f32, W [I, 2D], forward keeps pre-activations; medians, GFLOP/s (ratio of times to fused)",
         cpu.name()
     );
-    println!("{:24} {:>8} {:>16} {:>16}", "", "fused", "unfused", "ndarray");
+    println!("{:24} {:>8} {:>16} {:>16} {:>16}", "", "fused", "unfused", "ndarray", "gemm");
     for shape in SHAPES {
         let mut o = Operands::new(shape);
         let mut saved = cpu.saved(Save::PreActivations, shape[0], shape[2])?;
         let rounds = if flops(shape) > 50_000_000_000 { 5 } else { 31 };
-        let mut times: [Times; 3] = Default::default();
-        for _ in 0..rounds {
+        let mut pre = Array2::zeros((shape[0], 2 * shape[2]));
+        let mut times: [Times; 4] = Default::default();
+        for round in 0..rounds {
             fused_round(&cpu, &mut o, &mut saved, &mut times[0])?;
+            let dwf = (round == 0).then(|| o.dwf.clone());
             fused_round(&unfused, &mut o, &mut saved, &mut times[1])?;
-            ndarray_round(&mut o, &mut times[2]);
+            peer_round(by_ndarray, &mut o, &mut pre, &mut times[2]);
+            peer_round(by_gemm, &mut o, &mut pre, &mut times[3]);
+            if let Some(dwf) = dwf {
+                let off = difference(&dwf, &o.dwf);
+                assert!(off < 1e-4, "dWf of {shape:?} differs by {off} of the largest element");
+            }
         }
-        let row = |pass: &str, flops: u64, times: [&[f64]; 3]| {
-            let [fused, unfused, ndarray] = times.map(Times::median);
+        let row = |pass: &str, flops: u64, times: [&[f64]; 4]| {
+            let [fused, unfused, ndarray, gemm] = times.map(Times::median);
             let rate = |seconds: f64| flops as f64 / seconds / 1e9;
             let other = |seconds: f64| format!("{:.0} ({:.2}x)", rate(seconds), seconds / fused);
             let label = format!("{pass} {}", name(shape));
-            println!("{label:24} {:8.0} {:>16} {:>16}", rate(fused), other(unfused), other(ndarray));
+            let others = [unfused, ndarray, gemm].map(other);
+            println!("{label:24} {:8.0} {:>16} {:>16} {:>16}", rate(fused), others[0], others[1], others[2]);
         };
-        let [f, u, n] = &times;
-        row("fwd", flops(shape), [&f.forward, &u.forward, &n.forward]);
-        row("bwd", 2 * flops(shape), [&f.backward, &u.backward, &n.backward]);
+        let [f, u, n, g] = &times;
+        row("fwd", flops(shape), [&f.forward, &u.forward, &n.forward, &g.forward]);
+        row("bwd", 2 * flops(shape), [&f.backward, &u.backward, &n.backward, &g.backward]);
     }
     Ok(())
 }

@@ -2,14 +2,18 @@
 
 #![allow(dead_code, unused_imports, missing_docs, reason = "each benchmark uses a part of this module")]
 
+mod peers;
+
 use std::time::{Duration, Instant};
 
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{Criterion, Throughput};
-use ndarray::{Array2, s};
+use ndarray::Array2;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use swiglu::{Host, MatMut, MatRef, Options, Orientation, Save, Saved, SwiGLU, Weights};
+
+pub(crate) use peers::{Product, by_gemm, by_ndarray, gate, gate_backward, ndarray_forward};
 
 /// Batch, in_features and hidden: the CPU table of the project, from MNIST to LLaMA, down to one token.
 pub(crate) const SHAPES: [[usize; 3]; 5] =
@@ -60,35 +64,6 @@ pub(crate) fn prepare<B: SwiGLU<f32, Memory = Host>>(
 ) -> swiglu::Result<Saved<f32, Host>> {
     let w = Weights::packed(MatRef::try_from(&o.wf)?, Orientation::InOut)?;
     Ok(backend.forward_train(MatRef::try_from(&o.x)?, w, Save::PreActivations, Options::new())?.1)
-}
-
-pub(crate) fn silu(g: f32) -> f32 {
-    g / (1.0 + (-g).exp())
-}
-
-fn silu_slope(g: f32) -> f32 {
-    let s = 1.0 / (1.0 + (-g).exp());
-    s * (1.0 + g * (1.0 - s))
-}
-
-/// The op as anybody would write it with ndarray, whose products are matrixmultiply's, on all threads.
-pub(crate) fn ndarray_forward(x: &Array2<f32>, wf: &Array2<f32>, z: &mut Array2<f32>) -> Array2<f32> {
-    let hidden = z.ncols();
-    let pre = x.dot(wf);
-    ndarray::Zip::from(z)
-        .and(pre.slice(s![.., ..hidden]))
-        .and(pre.slice(s![.., hidden..]))
-        .for_each(|z, g, u| *z = silu(*g) * u);
-    pre
-}
-
-/// Its backward from saved pre-activations, which become their gradient.
-pub(crate) fn ndarray_gate_backward(dz: &Array2<f32>, pre: &mut Array2<f32>) {
-    let (mut gates, mut ups) = pre.view_mut().split_at(ndarray::Axis(1), dz.ncols());
-    ndarray::Zip::from(&mut gates).and(&mut ups).and(dz).for_each(|g, u, dz| {
-        let (dg, du) = (dz * *u * silu_slope(*g), dz * silu(*g));
-        (*g, *u) = (dg, du);
-    });
 }
 
 /// Wall time, with throughput written as operations per second.
