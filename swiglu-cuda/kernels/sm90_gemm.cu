@@ -181,16 +181,17 @@ struct Consumer {
         return from;
     }
 
-    // The blocks between the ends, in whole width. No products are pending before and after.
-    __device__ __forceinline__ void multiply_middle(Sums (&d)[2], u32 blocks) {
+    // So many blocks of a tile, of which `product` takes the addresses of a and b for each step of k, and how far it is from the
+    // first. No products are pending before and after.
+    template <class Product>
+    __device__ __forceinline__ void multiply_blocks(u32 blocks, Product product) {
         u32 last = cursor.stage;
         for (u32 block = 0; block < blocks; ++block) {
             wait(ring.full(cursor.stage), cursor.parity);
             fence_operands();
 #pragma unroll
             for (u32 step = 0; step < kSteps; ++step) {
-                multiply<A_TRANS, !B_TRANS>(d[0], d[1], a(cursor.stage) + step * kStepA,
-                                            b(cursor.stage, 0) + step * kStepB);
+                product(a(cursor.stage) + step * kStepA, b(cursor.stage, 0) + step * kStepB, block | step);
             }
             commit_products();
             wait_for_products<1>();
@@ -202,25 +203,14 @@ struct Consumer {
         if (blocks > 0) release(last);
     }
 
-    // All blocks of a tile of 128 columns. No products are pending before and after.
+    // The blocks between the ends, in whole width.
+    __device__ __forceinline__ void multiply_middle(Sums (&d)[2], u32 blocks) {
+        multiply_blocks(blocks, [&](u64 a, u64 b, u32) { multiply<A_TRANS, !B_TRANS>(d[0], d[1], a, b); });
+    }
+
+    // All blocks of a tile of 128 columns.
     __device__ __forceinline__ void multiply_narrow(Sums& d, u32 blocks) {
-        u32 last = cursor.stage;
-        for (u32 block = 0; block < blocks; ++block) {
-            wait(ring.full(cursor.stage), cursor.parity);
-            fence_operands();
-#pragma unroll
-            for (u32 step = 0; step < kSteps; ++step) {
-                multiply<A_TRANS, !B_TRANS>(d, a(cursor.stage) + step * kStepA, b(cursor.stage, 0) + step * kStepB,
-                                            (block | step) != 0);
-            }
-            commit_products();
-            wait_for_products<1>();
-            if (block > 0) release(last);
-            last = cursor.stage;
-            cursor.advance();
-        }
-        wait_for_products<0>();
-        if (blocks > 0) release(last);
+        multiply_blocks(blocks, [&](u64 a, u64 b, u32 at) { multiply<A_TRANS, !B_TRANS>(d, a, b, at != 0); });
         keep_in_order(d);
     }
 
