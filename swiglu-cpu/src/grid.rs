@@ -32,6 +32,8 @@ pub(crate) struct Tiling {
     /// Most rows with which it reads columns of B in place, 0 where it cannot, and the floats that it works in then.
     pub(crate) dot_rows: usize,
     pub(crate) dot_work: usize,
+    /// Whether that can go on with sums that are there.
+    pub(crate) dots_go_on: bool,
 }
 
 impl Tiling {
@@ -50,6 +52,7 @@ impl Tiling {
             strips: false,
             dot_rows: K::DOT_ROWS,
             dot_work: K::DOT_WORK,
+            dots_go_on: K::DOTS_GO_ON,
         }
     }
 

@@ -67,7 +67,7 @@ pub(crate) struct Grids {
     /// dy . Wdown^T, where dz comes from it.
     pub(crate) dz: Option<Grid>,
     /// dAB . Wf^T.
-    pub(crate) dx: Grid,
+    pub(crate) dx: InputGradient,
     /// X^T . dAB, or one half of its transpose.
     pub(crate) dwf: Grid,
 }
@@ -90,7 +90,21 @@ impl Grids {
                     Grid::new::<Factor<'_, f32>>(tiling, transposed(orientation), [b, d, o], tile, threads),
                 ),
             },
-            dx: Grid::new::<Stacked<'_, f32>>(of_dab, turned, [b, i, 2 * d], tile, threads),
+            dx: if tile == Tile::Auto
+                && problem.orientation == Orientation::InOut
+                && of_dab.dots_go_on
+                && (1..=of_dab.dot_rows).contains(&b)
+            {
+                InputGradient::Dotted(dots::stacked_grid(of_dab, [b, i, d], threads))
+            } else {
+                InputGradient::Tiled(Grid::new::<Stacked<'_, f32>>(
+                    of_dab,
+                    turned,
+                    [b, i, 2 * d],
+                    tile,
+                    threads,
+                ))
+            },
             dwf: match problem.orientation {
                 Orientation::InOut => {
                     Grid::new::<Paired<'_, f32>>(of_dab, Along::Rows, [i, d, b], tile, threads)
@@ -99,6 +113,25 @@ impl Grids {
                     Grid::new::<Factor<'_, f32>>(of_dab, Along::Rows, [d, i, b], tile, threads)
                 }
             },
+        }
+    }
+}
+
+/// How dX is multiplied.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum InputGradient {
+    /// On the tiled driver.
+    Tiled(Grid),
+    /// Few rows, along `[I, 2D]` weights that are not packed.
+    Dotted(Grid),
+}
+
+impl InputGradient {
+    /// Floats that a task works in.
+    pub(crate) fn task_len(&self) -> usize {
+        match self {
+            InputGradient::Tiled(grid) => grid.task_len(),
+            InputGradient::Dotted(grid) => dots::stacked_task_len(grid),
         }
     }
 }
@@ -310,7 +343,16 @@ impl<T: Element> Products<'_, T> {
     fn run<K: Kernel, S: Element>(self, kernel: K, dab: MatRef<'_, S, Host>) -> Result<()> {
         let Self { grids, x, w, dx, dwf, tasks } = self;
         if let Some(Out { to, add }) = dx {
-            gemm(kernel, &grids.dx, &Rows(dab), &transposed_projections(&w), Store { to, add }, tasks);
+            let output = Store { to, add };
+            match grids.dx {
+                InputGradient::Tiled(grid) => {
+                    gemm(kernel, &grid, &Rows(dab), &transposed_projections(&w), output, tasks);
+                }
+                InputGradient::Dotted(grid) => {
+                    let pair = Pair { gate: w.gate_weights(), up: w.up_weights() };
+                    dots::multiply_stacked(kernel, &grid, halves(dab)?, pair, output, tasks);
+                }
+            }
         }
         match dwf {
             Some(Halves { gate: Target::Same(gate), up: Target::Same(up) }) => {

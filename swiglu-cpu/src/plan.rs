@@ -7,7 +7,7 @@ use swiglu_core::{
 use crate::grid::Grid;
 use crate::isa::Isa;
 use crate::kernels::{Kernel, KernelVisitor};
-use crate::passes::{CallSpace, Grids, Projection};
+use crate::passes::{CallSpace, Grids, InputGradient, Projection};
 
 /// A pure function of the problem, the instruction set and the thread count.
 pub(crate) fn plan(isa: Isa, threads: usize, problem: &Problem) -> Plan {
@@ -62,7 +62,7 @@ impl KernelVisitor for Fused<'_> {
         let projection = Projection::new(kernel, self.problem, self.threads);
         let kernel = kernel_name(kernel, dtype);
         let mut launches = Vec::new();
-        let mut task_len = 0;
+        let (mut task_len, mut dotted_len) = (0, 0);
         let mut product = |launches: &mut Vec<String>, kernel: &str, what: &str, grid: &Grid| {
             launches.push(describe(kernel, what, grid));
             task_len = task_len.max(grid.task_len());
@@ -101,8 +101,13 @@ impl KernelVisitor for Fused<'_> {
                 }
                 // dAB that was computed again is in f32.
                 let kernel = if saved { kernel } else { K::NAME };
-                if dx.is_some() {
-                    product(&mut launches, kernel, "dx", &grids.dx);
+                match grids.dx {
+                    _ if dx.is_none() => {}
+                    InputGradient::Tiled(grid) => product(&mut launches, kernel, "dx", &grid),
+                    InputGradient::Dotted(grid) => {
+                        dotted_len = grids.dx.task_len();
+                        launches.push(format!("{}, weights read in place", describe(kernel, "dx", &grid)));
+                    }
                 }
                 if dwf.is_some() {
                     match orientation {
@@ -116,7 +121,7 @@ impl KernelVisitor for Fused<'_> {
                 CallSpace::new(dims, saved, dbias.is_some()).len()
             }
         };
-        let workspace_bytes = (self.threads * task_len + call_len) * size_of::<f32>();
+        let workspace_bytes = (self.threads * task_len.max(dotted_len) + call_len) * size_of::<f32>();
         Plan::new(format!("cpu {kernel}"), launches, workspace_bytes)
     }
 }

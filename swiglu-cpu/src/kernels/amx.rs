@@ -355,9 +355,10 @@ impl Dots for Amx {
         _: &Tiles,
         (_, a): (usize, &[f32]),
         b: [Runs<'_, T>; 2],
-        c: &mut [f32],
+        (c, first): (&mut [f32], bool),
         _: &mut [f32],
     ) {
+        debug_assert!(first, "sums start here");
         const WIDTH: usize = 2 * EDGE;
         let k = b[0].0.cols();
         let groups = k.div_ceil(WIDTH);

@@ -200,6 +200,7 @@ impl Kernel for Avx512 {
 
     const DOT_ROWS: usize = EDGE;
     const DOT_WORK: usize = turned::WORK;
+    const DOTS_GO_ON: bool = true;
 
     #[inline(always)]
     fn with_dots<V: DotsVisitor>(self, visitor: V) -> Option<V::Output> {

@@ -150,6 +150,7 @@ impl Kernel for Avx512Bf16 {
 
     const DOT_ROWS: usize = EDGE;
     const DOT_WORK: usize = turned::WORK;
+    const DOTS_GO_ON: bool = true;
 
     #[inline(always)]
     fn with_dots<V: DotsVisitor>(self, visitor: V) -> Option<V::Output> {

@@ -121,6 +121,8 @@ pub(crate) trait Kernel: Copy + Send + Sync + 'static {
     const DOT_ROWS: usize = 0;
     /// Floats that it works in then.
     const DOT_WORK: usize = 0;
+    /// Whether it can go on with sums that are there, then.
+    const DOTS_GO_ON: bool = false;
 
     /// Visits this kernel, if it is one of [`Dots`].
     #[inline(always)]
@@ -168,7 +170,8 @@ pub(crate) trait Strips: Kernel {
 pub(crate) trait Dots: Kernel {
     /// Products of `rows` packed rows of A (see [`pack_steps`](crate::pack::pack_steps)), at most [`Kernel::DOT_ROWS`], with at
     /// most [`EDGE`] rows of two matrices: the first `NR / 2` columns of `c` become those with the first matrix, the others
-    /// those with the second. `c` is dense with `NR` columns, and has `DOT_ROWS` rows; those past `rows` are left or filled.
+    /// those with the second. `c` is dense with `NR` columns, and has `DOT_ROWS` rows; those past `rows` are left or filled. What
+    /// is there is the start of the sums, unless these are the `first` of them, as they are for kernels that cannot go on.
     /// `work` has [`Kernel::DOT_WORK`] floats of any value.
     ///
     /// Each element is the same chain as in [`tile`](Kernel::tile), so its bits are.
@@ -178,10 +181,10 @@ pub(crate) trait Dots: Kernel {
         held: &Self::Held,
         a: (usize, &[f32]),
         b: [Runs<'_, T>; 2],
-        c: &mut [f32],
+        (c, first): (&mut [f32], bool),
         work: &mut [f32],
     ) {
-        turned::dots(self, held, a, b, c, work);
+        turned::dots(self, held, a, b, (c, first), work);
     }
 }
 

@@ -32,14 +32,19 @@ pub(super) fn dots<K: Kernel, T: Element>(
     held: &K::Held,
     (rows, a): (usize, &[f32]),
     b: [Runs<'_, T>; 2],
-    c: &mut [f32],
+    (c, first): (&mut [f32], bool),
     work: &mut [f32],
 ) {
     const { assert!(K::NR == 2 * EDGE && K::A_STRIDE == EDGE && K::DOT_ROWS == EDGE) };
     let k = b[0].0.cols();
     if k == 0 {
-        return c.fill(0.0);
+        if first {
+            c.fill(0.0);
+        }
+        return;
     }
+    // Rows of this call: of each matrix, or of one.
+    let call = b[0].1.end.max(b[1].1.end) - b[0].1.start;
     let (runs, turned) = work.split_at_mut(RUNS);
     let step = RUN * K::Word::STEP;
     for (start, a) in (0..k).step_by(step).zip(a.chunks(RUN * EDGE)) {
@@ -49,7 +54,7 @@ pub(super) fn dots<K: Kernel, T: Element>(
                 read::<K::Word, T>(*factor, row, ks.clone(), run);
             }
         }
-        let next = b.clone().map(|(factor, rows)| next_runs(factor, rows, ks.end));
+        let next = b.clone().map(|(factor, rows)| next_runs(factor, rows, ks.end, call));
         let words = K::words(ks.len());
         for (at, a) in (0..words).step_by(CHUNK).zip(a.chunks(CHUNK * EDGE)) {
             let depth = CHUNK.min(words - at);
@@ -58,17 +63,22 @@ pub(super) fn dots<K: Kernel, T: Element>(
             }
             for part in even_parts(0..rows, K::MR) {
                 let panel = Panel { rows: part.len(), depth, floats: &a[part.start..] };
-                let first = start == 0 && at == 0;
+                let first = first && start == 0 && at == 0;
                 kernel.tile(held, panel, turned, &mut c[part.start * K::NR..], first);
             }
         }
     }
 }
 
-/// Where the runs are that are read next: of the same rows, or the first ones of the rows behind them.
+/// Where the runs are that are read next: of the same rows, or the first ones of those behind the rows of this call.
 #[inline(always)]
-fn next_runs<T: Element>(factor: MatRef<'_, T, Host>, rows: Range<usize>, next: usize) -> [*const T; EDGE] {
-    let (skip, next) = if next < factor.cols() { (0, next) } else { (EDGE, 0) };
+fn next_runs<T: Element>(
+    factor: MatRef<'_, T, Host>,
+    rows: Range<usize>,
+    next: usize,
+    call: usize,
+) -> [*const T; EDGE] {
+    let (skip, next) = if next < factor.cols() { (0, next) } else { (call, 0) };
     std::array::from_fn(|row| ahead(factor, rows.start + row + skip, next))
 }
 
