@@ -98,7 +98,9 @@ fn shapes() -> impl Iterator<Item = [usize; 3]> {
     let batches = [1, 3, 14, 15, 64, 131];
     let widths =
         [(1, 1), (17, 33), (193, 127), (256, 65), (400, 130), (31, 300), (784, 10), (5, 513), (192, 16)];
-    batches.into_iter().flat_map(move |batch| widths.into_iter().map(move |(i, d)| [batch, i, d]))
+    let all = batches.into_iter().flat_map(move |batch| widths.into_iter().map(move |(i, d)| [batch, i, d]));
+    // dX of few rows takes k in parts of 4096 elements.
+    all.chain([[15, 35, 4101], [17, 35, 4101]])
 }
 
 fn agree_on_any_number_of_threads<T: Element>()
@@ -118,7 +120,7 @@ where
             }
         }
     }
-    assert_eq!(compared, 54 * 2 * 3, "comparisons made");
+    assert_eq!(compared, 56 * 2 * 3, "comparisons made");
 }
 
 #[test]
@@ -142,9 +144,13 @@ where
     Cpu: SwiGLU<T>,
 {
     let cpu = threads(2);
-    // Along k, more than two of the runs that few rows read together.
-    let shapes =
-        [(Orientation::InOut, 211, 75), (Orientation::OutIn, 330, 40), (Orientation::OutIn, 1_100, 24)];
+    // Along k, more than two of the runs that few rows read together; and in dX more than one of its parts.
+    let shapes = [
+        (Orientation::InOut, 211, 75),
+        (Orientation::InOut, 35, 4_101),
+        (Orientation::OutIn, 330, 40),
+        (Orientation::OutIn, 1_100, 24),
+    ];
     for (orientation, in_features, hidden) in shapes {
         let inputs = inputs::<T>([64, in_features, hidden], orientation, 5);
         let whole = run(&cpu, &inputs, 0..64, Options::new());
