@@ -68,7 +68,7 @@ fn peer_round(product: Product, o: &mut Operands, pre: &mut Array2<f32>, times: 
     });
 }
 
-/// The largest difference of two gradients, as a share of the largest element.
+/// The largest difference of two results, as a share of the largest element.
 fn difference(a: &Array2<f32>, b: &Array2<f32>) -> f32 {
     let largest = a.iter().fold(0f32, |most, v| most.max(v.abs()));
     a.iter().zip(b).fold(0f32, |most, (a, b)| most.max((a - b).abs())) / largest
@@ -90,13 +90,14 @@ fn main() -> Result<()> {
         let mut times: [Times; 4] = Default::default();
         for round in 0..rounds {
             fused_round(&cpu, &mut o, &mut saved, &mut times[0])?;
-            let dwf = (round == 0).then(|| o.dwf.clone());
+            let ours = (round == 0).then(|| [&o.z, &o.dx, &o.dwf].map(Array2::clone));
             fused_round(&unfused, &mut o, &mut saved, &mut times[1])?;
-            peer_round(by_ndarray, &mut o, &mut pre, &mut times[2]);
-            peer_round(by_gemm, &mut o, &mut pre, &mut times[3]);
-            if let Some(dwf) = dwf {
-                let off = difference(&dwf, &o.dwf);
-                assert!(off < 1e-4, "dWf of {shape:?} differs by {off} of the largest element");
+            for (product, times) in [by_ndarray as Product, by_gemm].into_iter().zip(&mut times[2..]) {
+                peer_round(product, &mut o, &mut pre, times);
+                for (ours, theirs) in ours.iter().flatten().zip([&o.z, &o.dx, &o.dwf]) {
+                    let off = difference(ours, theirs);
+                    assert!(off < 1e-4, "{shape:?}: a result differs by {off} of its largest element");
+                }
             }
         }
         let row = |pass: &str, flops: u64, times: [&[f64]; 4]| {

@@ -170,7 +170,7 @@ fn few_tiles(dtype: Dtype) -> Vec<Case> {
     let how = |add: bool, wide: bool| Some(How { add, wide });
     let mut cases = Vec::new();
     for (orientation, add) in [(Orientation::InOut, false), (Orientation::OutIn, true)] {
-        // In 16 bits of input: saved pre-activations would be formed by dX, which has whole tiles then.
+        // In 16 bits of input: dX would form saved pre-activations, and has its tiles to itself then.
         let keep = if dtype == Dtype::F32 { Keep::PreActivations } else { Keep::Input };
         let base = |case| Case { orientation, keep, ..case };
         for (batch, hidden) in [(136, 520), (264, 650), (264, 776), (130, 1030)] {
