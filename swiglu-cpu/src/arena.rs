@@ -33,47 +33,86 @@ impl Block {
     }
 }
 
+/// Floats that a call works in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Space {
+    /// Of each task.
+    pub(crate) task: usize,
+    /// That all tasks of a product read.
+    pub(crate) shared: usize,
+    /// That live for the whole call.
+    pub(crate) call: usize,
+}
+
+impl Space {
+    /// Enough for either of two products, one after the other.
+    pub(crate) fn or(self, other: Self) -> Self {
+        Self {
+            task: self.task.max(other.task),
+            shared: self.shared.max(other.shared),
+            call: self.call.max(other.call),
+        }
+    }
+
+    /// Bytes of it on so many threads.
+    pub(crate) fn bytes(self, threads: usize) -> usize {
+        (threads * self.task + self.shared + self.call) * size_of::<f32>()
+    }
+}
+
 /// What one call works in.
 #[derive(Debug, Default)]
 pub(crate) struct Workspace {
     /// Packed panels and accumulators, one block for each thread. A lock is held by the one task that works in the
     /// block, and never across a call into rayon.
     tasks: Vec<Mutex<Block>>,
+    /// Panels that all tasks of a product read. The lock is held by the product, and products of a call run one after the
+    /// other.
+    shared: Mutex<Block>,
     /// Floats that live for the whole call.
-    pub(crate) call: Block,
+    call: Block,
 }
 
 impl Workspace {
-    /// Makes room for `threads` tasks of `task_len` floats and a call of `call_len`.
-    pub(crate) fn grow(&mut self, threads: usize, task_len: usize, call_len: usize) -> Result<()> {
+    /// Makes room for a call on `threads` threads.
+    pub(crate) fn grow(&mut self, threads: usize, space: Space) -> Result<()> {
         if self.tasks.len() < threads {
             let bytes = threads * size_of::<Mutex<Block>>();
             self.tasks.try_reserve(threads - self.tasks.len()).map_err(|_| Error::OutOfMemory { bytes })?;
             self.tasks.resize_with(threads, Mutex::default);
         }
         for task in &mut self.tasks[..threads] {
-            task.get_mut().unwrap_or_else(PoisonError::into_inner).grow(task_len)?;
+            task.get_mut().unwrap_or_else(PoisonError::into_inner).grow(space.task)?;
         }
-        self.call.grow(call_len)
+        self.shared.get_mut().unwrap_or_else(PoisonError::into_inner).grow(space.shared)?;
+        self.call.grow(space.call)
     }
 
-    /// The tasks' blocks and the call's floats.
+    /// What products work in, and the call's floats.
     pub(crate) fn parts(&mut self, call_len: usize) -> (Tasks<'_>, &mut [f32]) {
-        (Tasks(&self.tasks), self.call.floats(call_len))
+        (Tasks { own: &self.tasks, shared: &self.shared }, self.call.floats(call_len))
     }
 }
 
 /// Blocks for tasks to work in.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Tasks<'a>(&'a [Mutex<Block>]);
+pub(crate) struct Tasks<'a> {
+    own: &'a [Mutex<Block>],
+    shared: &'a Mutex<Block>,
+}
 
 impl Tasks<'_> {
     /// Runs a task in a free block. There are as many blocks as threads and a task never waits for another, so one is
     /// always free; should a caller run more tasks than that, they queue at the first block.
     pub(crate) fn with<R>(self, len: usize, task: impl FnOnce(&mut [f32]) -> R) -> R {
-        let free = self.0.iter().find_map(|block| block.try_lock().ok());
-        let mut block = free.unwrap_or_else(|| self.0[0].lock().unwrap_or_else(PoisonError::into_inner));
+        let free = self.own.iter().find_map(|block| block.try_lock().ok());
+        let mut block = free.unwrap_or_else(|| self.own[0].lock().unwrap_or_else(PoisonError::into_inner));
         task(block.floats(len))
+    }
+
+    /// Runs a product whose tasks share `len` floats.
+    pub(crate) fn sharing<R>(self, len: usize, product: impl FnOnce(&mut [f32]) -> R) -> R {
+        product(self.shared.lock().unwrap_or_else(PoisonError::into_inner).floats(len))
     }
 }
 
@@ -110,8 +149,12 @@ mod tests {
     #[test]
     fn an_impossible_size_is_an_error_and_the_arena_still_works() {
         let arena = Arena::default();
-        let failed = arena.with(|workspace| workspace.grow(1, isize::MAX as usize / 8, 0));
+        let failed = arena
+            .with(|workspace| workspace.grow(1, Space { task: isize::MAX as usize / 8, ..Space::default() }));
         assert!(matches!(failed, Err(Error::OutOfMemory { .. })), "{failed:?}");
-        assert!(arena.with(|workspace| workspace.grow(2, 100, 100)).is_ok(), "after recovery");
+        assert!(
+            arena.with(|workspace| workspace.grow(2, Space { task: 100, shared: 10, call: 100 })).is_ok(),
+            "after recovery"
+        );
     }
 }

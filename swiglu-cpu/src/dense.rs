@@ -8,7 +8,7 @@ use swiglu_core::{
     bf16, f16,
 };
 
-use crate::arena::{Tasks, Workspace};
+use crate::arena::{Space, Tasks, Workspace};
 use crate::backend::Cpu;
 use crate::backend::Pass;
 use crate::gemm::gemm;
@@ -86,7 +86,7 @@ impl<T: Element> Pass for Product<'_, T> {
             Op::T => Along::Columns,
         };
         let grid = Grid::new::<Factor<'_, T>>(tiling, along, [m, n, k], Tile::Auto, threads);
-        workspace.grow(threads, grid.task_len(), 0)?;
+        workspace.grow(threads, grid.space())?;
         let (tasks, _) = workspace.parts(0);
         let b = Factor { matrix: b, along };
         match op_a {
@@ -138,7 +138,7 @@ struct SumColumns<'a, T: Element>(ColumnSums<'a, T, Host>);
 impl<T: Element> Pass for SumColumns<'_, T> {
     fn run<K: Kernel>(self, kernel: K, workspace: &mut Workspace, _: usize) -> Result<()> {
         let ColumnSums { a, to } = self.0;
-        workspace.grow(0, 0, a.cols())?;
+        workspace.grow(0, Space { call: a.cols(), ..Space::default() })?;
         let (_, sums) = workspace.parts(a.cols());
         rows::column_sums(kernel, a, sums);
         match to {

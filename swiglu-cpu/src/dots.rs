@@ -19,7 +19,7 @@ const COLUMNS: usize = 512;
 /// Blocks of such a product: all rows, and columns for four tasks a thread where there are enough.
 pub(crate) fn grid(tiling: Tiling, [m, n, k]: [usize; 3], threads: usize) -> Grid {
     let share = n.div_ceil(4 * threads.max(1)).clamp(1, COLUMNS).next_multiple_of(EDGE);
-    Grid { m, n, k, tiling, row_edge: m.max(1), col_edge: share, width: EDGE, parts: 1 }
+    Grid { m, n, k, tiling, row_edge: m.max(1), col_edge: share, width: EDGE, parts: 1, ahead: false }
 }
 
 /// Floats that a task works in: all rows of A, packed, one tile, and what the kernel needs.
@@ -118,7 +118,7 @@ const DEPTH: usize = 4096;
 /// Blocks of dAB . Wf^T: all rows, and columns for four tasks a thread where there are enough. k is that of one half.
 pub(crate) fn stacked_grid(tiling: Tiling, [m, n, k]: [usize; 3], threads: usize) -> Grid {
     let share = n.div_ceil(4 * threads.max(1)).clamp(1, COLUMNS).next_multiple_of(tiling.nr);
-    Grid { m, n, k, tiling, row_edge: m.max(1), col_edge: share, width: tiling.nr, parts: 2 }
+    Grid { m, n, k, tiling, row_edge: m.max(1), col_edge: share, width: tiling.nr, parts: 2, ahead: false }
 }
 
 /// Floats that a task works in: a part of all rows of A, packed, tiles of all its columns, and what the kernel needs.

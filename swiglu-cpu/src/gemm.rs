@@ -1,17 +1,19 @@
 //! The tiled driver: every product of the backend is this loop nest with other sources and another output.
 //!
-//! Blocks of the output are tasks. Inside of one, for each depth of KC: pack panels of B, pack panels of A, and run the
-//! register tile over every pair of them; after the last depth the tile goes to the output straight from L1. Structure
-//! after Van Zee and van de Geijn, "BLIS" (ACM TOMS 41(3)), with the two outer loops made into tasks.
+//! A that is not too large is packed once, by all threads. Then blocks of the output are tasks. Inside of one, for each depth
+//! of KC: pack panels of B, pack panels of A that no one has packed before, and run the register tile over every pair of
+//! them; after the last depth the tile goes to the output straight from L1. Structure after Van Zee and van de Geijn, "BLIS"
+//! (ACM TOMS 41(3)), with the two outer loops made into tasks.
 
 use std::ops::Range;
 
+use rayon::prelude::*;
 use swiglu_core::{Dtype, Element};
 
 use crate::arena::Tasks;
 use crate::grid::{Grid, even_parts};
 use crate::kernels::{Kernel, KernelVisitor, Panel};
-use crate::pack::{SourceA, SourceB};
+use crate::pack::{SourceA, SourceB, panel_len};
 
 /// Where finished accumulators go. Splits along with the blocks, so that every task owns its part.
 pub(crate) trait Output: Send + Sized {
@@ -61,16 +63,56 @@ impl<A: SourceA, B: SourceB, O: Output> KernelVisitor for Product<'_, A, B, O> {
     fn visit<K: Kernel>(self, kernel: K) {
         let Self { grid, a, b, output, tasks } = self;
         debug_assert!(grid.tiling.is_for::<K>(), "a grid for this kernel");
-        let work = |rows: Range<usize>, cols: Range<usize>, mut output: O| {
-            tasks.with(grid.task_len(), |scratch| {
-                kernel.vectorize(
-                    #[inline(always)]
-                    || block(kernel, grid, a, b, Part { rows, cols }, &mut output, scratch),
-                );
-            });
+        let space = grid.space();
+        let run = |a: RowPanels<'_, A>, output: O| {
+            let work = |rows: Range<usize>, cols: Range<usize>, mut output: O| {
+                tasks.with(space.task, |scratch| {
+                    kernel.vectorize(
+                        #[inline(always)]
+                        || block(kernel, grid, a, b, Part { rows, cols }, &mut output, scratch),
+                    );
+                });
+            };
+            divide(grid, 0..grid.m, 0..grid.n, output, &work);
         };
-        divide(grid, 0..grid.m, 0..grid.n, output, &work);
+        if grid.ahead {
+            tasks.sharing(space.shared, |panels| {
+                pack_ahead(kernel, grid, a, panels);
+                run(RowPanels::Ahead(panels), output);
+            });
+        } else {
+            run(RowPanels::Of(a), output);
+        }
     }
+}
+
+/// Where a block has its rows of A from.
+enum RowPanels<'a, A> {
+    /// [Packed](pack_ahead) before all blocks.
+    Ahead(&'a [f32]),
+    /// It packs them.
+    Of(&'a A),
+}
+
+impl<A> Clone for RowPanels<'_, A> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<A> Copy for RowPanels<'_, A> {}
+
+/// Packs all of A: for each row block, for each depth, the panels that a block reads then.
+fn pack_ahead<K: Kernel, A: SourceA>(kernel: K, grid: &Grid, a: &A, panels: &mut [f32]) {
+    let (depths, len) = (grid.depths(), grid.unit_len().max(1));
+    panels.par_chunks_exact_mut(len).enumerate().for_each(|(unit, panels)| {
+        let start = unit / depths * grid.row_edge;
+        let (rows, ks) = (start..grid.m.min(start + grid.row_edge), grid.depth(unit % depths));
+        kernel.vectorize(
+            #[inline(always)]
+            || a.pack(kernel, rows, ks, panels),
+        );
+    });
 }
 
 /// Halves the output until one block is left. Which thread takes which half changes nothing but the time.
@@ -113,8 +155,15 @@ struct Part {
 }
 
 #[inline(always)]
-fn block<K, A, B, O>(kernel: K, grid: &Grid, a: &A, b: &B, part: Part, output: &mut O, scratch: &mut [f32])
-where
+fn block<K, A, B, O>(
+    kernel: K,
+    grid: &Grid,
+    a: RowPanels<'_, A>,
+    b: &B,
+    part: Part,
+    output: &mut O,
+    scratch: &mut [f32],
+) where
     K: Kernel,
     A: SourceA,
     B: SourceB,
@@ -132,9 +181,19 @@ where
         let ks = grid.depth(depth);
         let (first, last) = (depth == 0, depth + 1 == depths);
         let words = K::words(ks.len());
-        let (a_stride, b_stride) = (words * K::A_STRIDE, words * K::NR);
+        let (a_stride, b_stride) = (words * K::A_STRIDE, panel_len(words, K::NR));
         b.pack(kernel, cols.clone(), ks.clone(), &mut b_panels[..col_panels * b_stride]);
-        a.pack(kernel, rows.clone(), ks.clone(), &mut a_panels[..row_panels * a_stride]);
+        let a_panels = match a {
+            RowPanels::Ahead(panels) => {
+                let unit = rows.start / grid.row_edge * depths + depth;
+                &panels[unit * grid.unit_len()..][..row_panels * a_stride]
+            }
+            RowPanels::Of(a) => {
+                let panels = &mut a_panels[..row_panels * a_stride];
+                a.pack(kernel, rows.clone(), ks.clone(), panels);
+                &*panels
+            }
+        };
         for (j, start) in cols.clone().step_by(grid.width).enumerate() {
             let b_panel = &b_panels[j * b_stride..][..b_stride];
             for (i, panel_rows) in even_parts(rows.clone(), K::MR).enumerate() {

@@ -5,12 +5,21 @@ use std::ops::Range;
 
 use swiglu_core::Tile;
 
+use crate::arena::Space;
 use crate::kernels::{Kernel, KernelVisitor};
-use crate::pack::{Along, SourceB};
+use crate::pack::{Along, SourceB, panel_len};
 use crate::word::Word;
 
 /// Column panels of a block with some rows, where packing B is much of the work: longer runs of each of its rows.
 const COL_PANELS: usize = 32;
+/// Most floats of A that are packed before any block, for all of them: 32 MiB, half of what a forward may take beside its
+/// operands. x of 1024, 4096 is 18 MiB. Packed again for each block it took 6 % of a forward of 1024, 4096, 11008.
+const MOST_AHEAD: usize = 8 << 20;
+/// The fewest: two threads that have to wake take 18 us to pack it, in which one packs as many.
+const LEAST_AHEAD: usize = 1 << 16;
+/// How many times as wide blocks are that pack A themselves, each all of its rows: two Zen 5 cores take 3 to 6 % less for
+/// dX and dWf of 2048, 4096, 8192 in f32, and no less with four times. Their accumulators are 4.4 MB.
+const WIDER: usize = 2;
 
 /// What blocks depend on of the kernel that multiplies them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +95,12 @@ impl Tiling {
         Self { depth: self.depth / self.kc * kc, kc, most_col_panels, ..self }
     }
 
+    /// For blocks that pack their rows of A themselves.
+    fn wider(self) -> Self {
+        let Self { block_cols, most_col_panels, .. } = self;
+        Self { block_cols: WIDER * block_cols, most_col_panels: WIDER * most_col_panels, ..self }
+    }
+
     /// Words of a panel that holds `len` elements along k, at most those of full depth.
     fn words(&self, len: usize) -> usize {
         self.all_words(len.min(self.depth))
@@ -112,6 +127,8 @@ pub(crate) struct Grid {
     pub(crate) width: usize,
     /// Equal parts of k that no panel holds some of two of.
     pub(crate) parts: usize,
+    /// Whether all of A is packed once, before any block. Else each block packs its rows again.
+    pub(crate) ahead: bool,
 }
 
 impl Grid {
@@ -131,10 +148,21 @@ impl Grid {
         let tiling = if few { tiling.streaming(along) } else { tiling };
         let (row_edge, col_edge) = match tile.edge() {
             Some(edge) => (edge, edge),
-            None => Self::automatic(tiling, (m, n), width, threads),
+            None if Self::fits_ahead(m.saturating_mul(tiling.all_words(k))) => {
+                Self::automatic(tiling, (m, n), width, threads)
+            }
+            None => Self::automatic(tiling.wider(), (m, n), width, threads),
         };
         let col_edge = even_share(n, col_edge).next_multiple_of(width);
-        Self { m, n, k, tiling, row_edge: even_share(m, row_edge), col_edge, width, parts: B::PARTS }
+        let row_edge = even_share(m, row_edge);
+        let grid = Self { m, n, k, tiling, row_edge, col_edge, width, parts: B::PARTS, ahead: false };
+        let len = grid.units().saturating_mul(grid.unit_len());
+        Self { ahead: n > col_edge && len >= LEAST_AHEAD && Self::fits_ahead(len), ..grid }
+    }
+
+    /// Whether so many floats of A may be packed before all blocks.
+    fn fits_ahead(len: usize) -> bool {
+        len <= MOST_AHEAD
     }
 
     fn automatic(tiling: Tiling, (m, n): (usize, usize), width: usize, threads: usize) -> (usize, usize) {
@@ -183,18 +211,28 @@ impl Grid {
         self.m.div_ceil(self.row_edge) * self.n.div_ceil(self.col_edge)
     }
 
-    /// Floats of packed A, packed B and accumulators that a task works in.
-    pub(crate) fn scratch(&self) -> [usize; 3] {
-        let Tiling { mr, nr, a_stride, .. } = self.tiling;
-        let (words, col_panels) = (self.tiling.words(self.k), self.col_edge.div_ceil(self.width));
-        let row_panels = self.row_edge.div_ceil(mr);
-        let tiles = if self.depths() > 1 { row_panels * col_panels } else { 1 };
-        [row_panels * words * a_stride, col_panels * words * nr, tiles * mr * nr]
+    /// Row blocks times depths: the units in which A is packed ahead.
+    pub(crate) fn units(&self) -> usize {
+        self.m.div_ceil(self.row_edge) * self.depths()
     }
 
-    /// Floats that a task works in.
-    pub(crate) fn task_len(&self) -> usize {
-        self.scratch().iter().sum()
+    /// Floats of the packed rows of a block, of one depth.
+    pub(crate) fn unit_len(&self) -> usize {
+        self.row_edge.div_ceil(self.tiling.mr) * self.tiling.words(self.k) * self.tiling.a_stride
+    }
+
+    /// Floats of packed A, packed B and accumulators that a task works in.
+    pub(crate) fn scratch(&self) -> [usize; 3] {
+        let Tiling { mr, nr, .. } = self.tiling;
+        let (words, col_panels) = (self.tiling.words(self.k), self.col_edge.div_ceil(self.width));
+        let tiles = if self.depths() > 1 { self.row_edge.div_ceil(mr) * col_panels } else { 1 };
+        [if self.ahead { 0 } else { self.unit_len() }, col_panels * panel_len(words, nr), tiles * mr * nr]
+    }
+
+    /// Floats that a product works in.
+    pub(crate) fn space(&self) -> Space {
+        let shared = if self.ahead { self.units() * self.unit_len() } else { 0 };
+        Space { task: self.scratch().iter().sum(), shared, call: 0 }
     }
 }
 
@@ -220,7 +258,7 @@ pub(crate) fn even_parts(range: Range<usize>, edge: usize) -> impl Iterator<Item
 mod tests {
     use super::*;
     use crate::kernels::Portable;
-    use crate::pack::{Paired, Stacked};
+    use crate::pack::{Factor, Paired, Stacked};
 
     #[test]
     fn parts_are_even_and_cover_the_range() {
@@ -261,6 +299,17 @@ mod tests {
         let tiling = Tiling { depth: 512, group: 32, kc: 256, ..TILING };
         assert_eq!([1, 32, 33, 500, 512, 4096].map(|len| tiling.words(len)), [16, 16, 32, 256, 256, 256]);
         assert_eq!([0, 1, 300].map(|len| TILING.words(len)), [0, 1, 256]);
+    }
+
+    #[test]
+    fn rows_are_packed_once_where_that_pays_and_fits() {
+        let tiling = Tiling { mr: 14, nr: 32, depth: 192, kc: 192, a_stride: 16, ..TILING };
+        let ahead = |shape| Grid::new::<Factor<'_, f32>>(tiling, Along::Rows, shape, Tile::Auto, 3).ahead;
+        // tests/bits.rs compares the first with the second, of f32 and of half as many words.
+        assert!(ahead([300, 130, 420]) && ahead([300, 130, 210]) && !ahead([60, 130, 420]));
+        assert!(ahead([1024, 11008, 4096]) && !ahead([1024, 4096, 22016]));
+        // One column of blocks.
+        assert!(!ahead([4096, 1, 1024]));
     }
 
     #[test]

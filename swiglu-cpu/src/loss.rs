@@ -3,7 +3,7 @@
 use swiglu_core::ops::CrossEntropy;
 use swiglu_core::{Element, Host, Layout, MatMut, MatRef, Result};
 
-use crate::arena::Workspace;
+use crate::arena::{Space, Workspace};
 use crate::backend::Pass;
 use crate::dense::wide_row;
 use crate::kernels::Kernel;
@@ -19,7 +19,7 @@ impl<T: Element> Pass for Loss<'_, T> {
     fn run<K: Kernel>(self, _: K, workspace: &mut Workspace, _: usize) -> Result<()> {
         let CrossEntropy { logits, labels, mut loss, correct, dlogits } = self.0;
         let batch = logits.rows();
-        workspace.grow(0, 0, 2 * batch)?;
+        workspace.grow(0, Space { call: 2 * batch, ..Space::default() })?;
         let (_, floats) = workspace.parts(2 * batch);
         let scale = 1.0 / batch.max(1) as f32;
         let results = MatMut::from_slice(floats, Layout::dense(batch, 2)?)?;

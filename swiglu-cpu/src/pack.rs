@@ -42,6 +42,12 @@ fn row_panels<K: Kernel>(
     even_parts(rows, K::MR).zip(panels.chunks_exact_mut(len))
 }
 
+/// Floats from one panel of B to the next: two cache lines more than it has, since 24 KiB would put the same row of sixteen
+/// panels, which are written together, into one set of a 48 KiB L1, which has room for twelve.
+pub(crate) const fn panel_len(words: usize, nr: usize) -> usize {
+    words * nr + 2 * LINE / size_of::<f32>()
+}
+
 /// Columns of B.
 pub(crate) trait SourceB: Sync {
     /// Its element type.
@@ -52,7 +58,7 @@ pub(crate) trait SourceB: Sync {
     /// Columns of the result that one panel of `nr` columns covers.
     fn width(nr: usize) -> usize;
 
-    /// Packs the panels of a block: `cols` and `ks`, [`K::words`](Kernel::words) of it `x K::NR` for each
+    /// Packs the panels of a block, [`panel_len`] apart: `cols` and `ks`, [`K::words`](Kernel::words) of it `x K::NR` for each
     /// [`width`](Self::width) of `cols`; columns and words that are not there become zeros.
     ///
     /// All panels at once, so that a row of the source is read from end to end while its page is at hand.
@@ -297,10 +303,7 @@ impl<T: Element> Factor<'_, T> {
         panels: &mut [f32],
         lanes: Lanes,
     ) {
-        let panel_len = K::words(ks.len()) * lanes.nr;
-        if panel_len == 0 {
-            return;
-        }
+        let panel_len = panel_len(K::words(ks.len()), lanes.nr);
         match self.along {
             Along::Rows => self.copy::<K>(cols, ks, panels, lanes),
             Along::Columns => {
@@ -318,7 +321,7 @@ impl<T: Element> Factor<'_, T> {
     #[inline(always)]
     fn copy<K: Kernel>(&self, cols: Range<usize>, ks: Range<usize>, panels: &mut [f32], lanes: Lanes) {
         let Lanes { nr, at, width } = lanes;
-        let panel_len = K::words(ks.len()) * nr;
+        let panel_len = panel_len(K::words(ks.len()), nr);
         let whole = cols.len() / width * width;
         for (deep, k) in ks.clone().step_by(K::Word::STEP).enumerate() {
             let (first, second) = step::<K::Word, T>(self.matrix, &ks, k, cols.clone());

@@ -6,7 +6,7 @@ use swiglu_core::{
     Target, Tile, Upstream, UpstreamKind, Weights,
 };
 
-use crate::arena::{Tasks, Workspace};
+use crate::arena::{Space, Tasks, Workspace};
 use crate::backend::Pass;
 use crate::dots;
 use crate::gemm::gemm;
@@ -127,11 +127,11 @@ pub(crate) enum InputGradient {
 }
 
 impl InputGradient {
-    /// Floats that a task works in.
-    pub(crate) fn task_len(&self) -> usize {
+    /// Floats that it works in.
+    pub(crate) fn space(&self) -> Space {
         match self {
-            InputGradient::Tiled(grid) => grid.task_len(),
-            InputGradient::Dotted(grid) => dots::stacked_task_len(grid),
+            InputGradient::Tiled(grid) => grid.space(),
+            InputGradient::Dotted(grid) => Space { task: dots::stacked_task_len(grid), ..Space::default() },
         }
     }
 }
@@ -168,12 +168,13 @@ impl Projection {
         Projection::Tiled(Grids::new(kernel, problem, threads).projection)
     }
 
-    /// Floats that a task works in.
-    pub(crate) fn task_len(&self) -> usize {
+    /// Floats that it works in.
+    pub(crate) fn space(&self) -> Space {
+        let of_tasks = |task| Space { task, ..Space::default() };
         match self {
-            Projection::Tiled(grid) => grid.task_len(),
-            Projection::Streamed(grid) => stream::task_len(grid),
-            Projection::Dotted(grid) => dots::task_len(grid),
+            Projection::Tiled(grid) => grid.space(),
+            Projection::Streamed(grid) => of_tasks(stream::task_len(grid)),
+            Projection::Dotted(grid) => of_tasks(dots::task_len(grid)),
         }
     }
 }
@@ -185,7 +186,7 @@ impl<T: Element> Pass for ForwardPass<'_, T> {
     fn run<K: Kernel>(self, kernel: K, workspace: &mut Workspace, threads: usize) -> Result<()> {
         let Forward { problem, x, w, z, pre, .. } = self.0;
         let projection = Projection::new(kernel, &problem, threads);
-        workspace.grow(threads, projection.task_len(), 0)?;
+        workspace.grow(threads, projection.space())?;
         let (tasks, _) = workspace.parts(0);
         let pre = pre.map(|pre| pre.split_cols(w.hidden())).transpose()?;
         let output = GateStore { gate: w.function(), bias: w.bias_row().map(Bias::new), z, pre };
@@ -234,13 +235,14 @@ impl<T: Element> Pass for BackwardPass<'_, T> {
         let Backward { problem, x, w, upstream, pre, dx, dwf, dbias, .. } = self.0;
         let grids = Grids::new(kernel, &problem, threads);
         let space = CallSpace::new(problem.dims, pre.is_some(), dbias.is_some());
-        let lens = [
-            if pre.is_none() { grids.projection.task_len() } else { 0 },
-            grids.dz.map_or(0, |grid| grid.task_len()),
-            if dx.is_some() { grids.dx.task_len() } else { 0 },
-            if dwf.is_some() { grids.dwf.task_len() } else { 0 },
+        let products = [
+            pre.is_none().then(|| grids.projection.space()),
+            grids.dz.map(|grid| grid.space()),
+            dx.is_some().then(|| grids.dx.space()),
+            dwf.is_some().then(|| grids.dwf.space()),
         ];
-        workspace.grow(threads, lens.into_iter().max().unwrap_or(0), space.len())?;
+        let call = Space { call: space.len(), ..Space::default() };
+        workspace.grow(threads, products.into_iter().flatten().fold(call, Space::or))?;
         let (tasks, floats) = workspace.parts(space.len());
         let (dab, sums) = floats.split_at_mut(space.dab);
         let wanted = dbias.is_some().then_some(&mut *sums);

@@ -4,6 +4,7 @@ use swiglu_core::{
     Dims, Dtype, GradientKind, Orientation, Pass, Plan, Precision, Problem, Route, UpstreamKind,
 };
 
+use crate::arena::Space;
 use crate::grid::Grid;
 use crate::isa::Isa;
 use crate::kernels::{Kernel, KernelVisitor};
@@ -47,10 +48,37 @@ fn kernel_name<K: Kernel>(kernel: K, dtype: Dtype) -> &'static str {
     if dtype == Dtype::Bf16 { kernel.for_bf16(Name) } else { Name.visit(kernel) }
 }
 
-fn describe(kernel: &str, what: &str, grid: &Grid) -> String {
-    let Grid { m, n, k, row_edge, col_edge, .. } = grid;
-    let blocks = grid.blocks();
-    format!("{what}: {kernel} [{m} x {k}] . [{k} x {n}] in {blocks} blocks of {row_edge} x {col_edge}")
+/// The products of a call so far, and what they work in.
+#[derive(Default)]
+struct Launches {
+    lines: Vec<String>,
+    space: Space,
+}
+
+impl Launches {
+    fn pass(&mut self, line: impl Into<String>) {
+        self.lines.push(line.into());
+    }
+
+    /// A product on the tiled driver.
+    fn tiled(&mut self, kernel: &str, what: &str, grid: &Grid) {
+        let packed = if grid.ahead { ", rows packed once" } else { "" };
+        self.product(kernel, what, grid, packed, grid.space());
+    }
+
+    /// A product of few rows.
+    fn in_place(&mut self, kernel: &str, what: &str, grid: &Grid, space: Space) {
+        self.product(kernel, what, grid, ", weights read in place", space);
+    }
+
+    fn product(&mut self, kernel: &str, what: &str, grid: &Grid, how: &str, space: Space) {
+        let Grid { m, n, k, row_edge, col_edge, .. } = grid;
+        let blocks = grid.blocks();
+        self.pass(format!(
+            "{what}: {kernel} [{m} x {k}] . [{k} x {n}] in {blocks} blocks of {row_edge} x {col_edge}{how}"
+        ));
+        self.space = self.space.or(space);
+    }
 }
 
 impl KernelVisitor for Fused<'_> {
@@ -61,68 +89,59 @@ impl KernelVisitor for Fused<'_> {
         let grids = Grids::new(kernel, self.problem, self.threads);
         let projection = Projection::new(kernel, self.problem, self.threads);
         let kernel = kernel_name(kernel, dtype);
-        let mut launches = Vec::new();
-        let (mut task_len, mut dotted_len) = (0, 0);
-        let mut product = |launches: &mut Vec<String>, kernel: &str, what: &str, grid: &Grid| {
-            launches.push(describe(kernel, what, grid));
-            task_len = task_len.max(grid.task_len());
-        };
-        let call_len = match self.problem.pass {
+        let mut launches = Launches::default();
+        match self.problem.pass {
             Pass::Forward { save } => {
                 let kept = if save { ", keeping pre-activations" } else { "" };
                 let what = format!("forward with {gate} epilogue{kept}");
                 match projection {
-                    Projection::Tiled(grid) => product(&mut launches, kernel, &what, &grid),
-                    streamed @ (Projection::Streamed(grid) | Projection::Dotted(grid)) => {
-                        task_len = streamed.task_len();
-                        launches.push(format!("{}, weights read in place", describe(kernel, &what, &grid)));
+                    Projection::Tiled(grid) => launches.tiled(kernel, &what, &grid),
+                    Projection::Streamed(grid) | Projection::Dotted(grid) => {
+                        launches.in_place(kernel, &what, &grid, projection.space());
                     }
                 }
-                0
             }
             Pass::Backward { saved, dx, dwf, dbias } => {
                 match (saved, grids.dz) {
                     (true, None) => {
-                        launches.push(format!("gate gradient of {gate} in place{}", sums(dbias)));
+                        launches.pass(format!("gate gradient of {gate} in place{}", sums(dbias)));
                     }
                     (false, None) => {
                         let what = format!("forward again with {gate} gradient epilogue");
-                        product(&mut launches, kernel, &what, &grids.projection);
+                        launches.tiled(kernel, &what, &grids.projection);
                     }
                     (saved, Some(grid)) => {
                         if !saved {
-                            product(&mut launches, kernel, "pre-activations again", &grids.projection);
+                            launches.tiled(kernel, "pre-activations again", &grids.projection);
                         }
-                        product(&mut launches, kernel, &format!("dz with {gate} gradient epilogue"), &grid);
+                        launches.tiled(kernel, &format!("dz with {gate} gradient epilogue"), &grid);
                     }
                 }
                 if dbias.is_some() && (!saved || grids.dz.is_some()) {
-                    launches.push("column sums of dAB".to_owned());
+                    launches.pass("column sums of dAB");
                 }
                 // dAB that was computed again is in f32.
                 let kernel = if saved { kernel } else { K::NAME };
                 match grids.dx {
                     _ if dx.is_none() => {}
-                    InputGradient::Tiled(grid) => product(&mut launches, kernel, "dx", &grid),
+                    InputGradient::Tiled(grid) => launches.tiled(kernel, "dx", &grid),
                     InputGradient::Dotted(grid) => {
-                        dotted_len = grids.dx.task_len();
-                        launches.push(format!("{}, weights read in place", describe(kernel, "dx", &grid)));
+                        launches.in_place(kernel, "dx", &grid, grids.dx.space());
                     }
                 }
                 if dwf.is_some() {
                     match orientation {
-                        Orientation::InOut => product(&mut launches, kernel, "dwf, both halves", &grids.dwf),
+                        Orientation::InOut => launches.tiled(kernel, "dwf, both halves", &grids.dwf),
                         Orientation::OutIn => {
-                            product(&mut launches, kernel, "dwf gate half", &grids.dwf);
-                            product(&mut launches, kernel, "dwf up half", &grids.dwf);
+                            launches.tiled(kernel, "dwf gate half", &grids.dwf);
+                            launches.tiled(kernel, "dwf up half", &grids.dwf);
                         }
                     }
                 }
-                CallSpace::new(dims, saved, dbias.is_some()).len()
+                launches.space.call = CallSpace::new(dims, saved, dbias.is_some()).len();
             }
-        };
-        let workspace_bytes = (self.threads * task_len.max(dotted_len) + call_len) * size_of::<f32>();
-        Plan::new(format!("cpu {kernel}"), launches, workspace_bytes)
+        }
+        Plan::new(format!("cpu {kernel}"), launches.lines, launches.space.bytes(self.threads))
     }
 }
 

@@ -4,8 +4,8 @@ use ndarray::{Array2, s};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use swiglu_core::{
-    Element, Gradients, MatMut, MatRef, Options, Orientation, Out, Save, SwiGLU, Target, Tile, Weights, bf16,
-    f16,
+    Dense, Element, Gradients, MatMut, MatRef, Op, Options, Orientation, Out, Save, SwiGLU, Target, Tile,
+    Weights, bf16, f16,
 };
 use swiglu_cpu::Cpu;
 
@@ -206,6 +206,44 @@ fn no_tile_changes_bits_f32() {
 #[test]
 fn no_tile_changes_bits_bf16() {
     no_tile_changes_bits::<bf16>();
+}
+
+/// Rows of a product that is large enough for its left factor to be packed once, and of products that are not.
+fn rows_packed_once_or_for_each_block_give_the_same_bits<T: Element>()
+where
+    Cpu: Dense<T>,
+{
+    let (cpu, rng) = (threads(3), &mut ChaCha8Rng::seed_from_u64(9));
+    let (m, n, k) = (300, 130, 420);
+    for op in [Op::N, Op::T] {
+        let shape = op.shape((m, k));
+        let (a, b) = (random::<T>(shape.0, shape.1, rng), random::<T>(k, n, rng));
+        let product = |rows: std::ops::Range<usize>| -> swiglu_core::Result<Array2<T>> {
+            let mut c = Array2::from_elem((rows.len(), n), T::default());
+            let a = match op {
+                Op::N => a.slice(s![rows, ..]),
+                Op::T => a.slice(s![.., rows]),
+            };
+            let b = (MatRef::try_from(&b)?, Op::N);
+            cpu.matmul((MatRef::try_from(a)?, op), b, Target::write(MatMut::try_from(&mut c)?))?;
+            Ok(c)
+        };
+        let product = |rows| product(rows).unwrap_or_else(|e| panic!("{e}"));
+        let whole = product(0..m);
+        for rows in [0..40, 100..150, 240..300] {
+            assert!(product(rows.clone()) == whole.slice(s![rows.clone(), ..]), "{op:?}, rows {rows:?}");
+        }
+    }
+}
+
+#[test]
+fn rows_packed_once_or_for_each_block_give_the_same_bits_f32() {
+    rows_packed_once_or_for_each_block_give_the_same_bits::<f32>();
+}
+
+#[test]
+fn rows_packed_once_or_for_each_block_give_the_same_bits_bf16() {
+    rows_packed_once_or_for_each_block_give_the_same_bits::<bf16>();
 }
 
 #[test]
