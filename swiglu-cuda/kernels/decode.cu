@@ -4,9 +4,11 @@
 // Macros: DTYPE (F16 or BF16), B_TRANS (the weights are stored as n x k), GATE_FUNCTION, and
 //
 //   ROWS      8, 16, 32, 64 or 128, at least m
-//   COLUMNS   64 or 128 of gate, and the same of up, for each block: a multiprocessor has room for two small blocks or
-//             one large one. Large ones read x half as often (78 and 86 us at k = 4096, n = 14336, on an H100), small
-//             ones occupy more multiprocessors where there are few columns.
+//   COLUMNS   64 or 128 of gate, and the same of up, for each block. Large blocks read x half as often, small ones occupy
+//             more multiprocessors where there are few columns. With B_TRANS any 16 between as well (any 32 with 128 rows),
+//             for as many blocks as there are multiprocessors: 78 us for 81 with 128 blocks of 112 in place of 112 of 128
+//             (k = 4096, n = 14336, on an H100). In weights that are k x n such blocks would begin inside a line of L2, and
+//             take 86.
 //
 // Data and row strides of a[0], b[0] and b[1] are multiples of 16 bytes; m, n and k are free, but not 0: TMA reads
 // zeros outside a matrix. Every map's box is 64 elements wide, in the 128-byte swizzle; it has ROWS rows of x, and 64 of
@@ -26,11 +28,14 @@
 
 static_assert(DTYPE == F16 || DTYPE == BF16, "mma takes pairs of 16-bit elements");
 static_assert(ROWS == 8 || ROWS == 16 || ROWS == 32 || ROWS == 64 || ROWS == 128, "rows that warps are laid out for");
-static_assert(COLUMNS == 64 || COLUMNS == 128, "whole boxes, and two blocks or one");
+static_assert(COLUMNS == 64 || COLUMNS == 128 || B_TRANS, "whole lines");
+static_assert(COLUMNS >= 64 && COLUMNS <= 128 && COLUMNS % (ROWS == 128 ? 32 : 16) == 0, "whole warps");
 
 typedef Element<DTYPE> In;
 
-constexpr u32 kBlocksPerSm = 128 / COLUMNS;
+// Two large blocks of 64 rows, so that the next kernel's wait beside this one's: 84 us for 88 at k = 4096, n = 14336; of x n
+// x k they take 93 for 90.
+constexpr u32 kBlocksPerSm = COLUMNS == 64 || (ROWS == 64 && !B_TRANS) ? 2 : 1;
 constexpr u32 kWarps = COLUMNS / 16;
 constexpr u32 kConsumers = 32 * kWarps;
 constexpr u32 kThreads = kConsumers + 32;
@@ -72,7 +77,9 @@ __device__ __forceinline__ u32 empty(u32 ring, u32 stage) { return ring + kBarri
 
 typedef RingCursor<kStages> Cursor;
 
-// Copies every k block, each into the next stage: gate, up, x.
+// Copies every k block, each into the next stage: gate, up, x. The next kernel is let in when all are under way. Its blocks
+// would take the multiprocessors that have none of this one's if they came before, and then run two on some and none on
+// others: 71 us in place of 61 at k = 4096, n = 11008, one launch after the other.
 __device__ __forceinline__ void produce(const Sm90Params& p, u32 ring, i32 n0, u32 blocks) {
     // Weights are read once, x by all blocks.
     u64 first = evict_first();
@@ -100,6 +107,7 @@ __device__ __forceinline__ void produce(const Sm90Params& p, u32 ring, i32 n0, u
         load_box(to, p.a[0], barrier, k0, 0, last);
         cursor.advance();
     }
+    let_next_start();
 }
 
 // Boxes lie in shared memory as lines of eight 16-byte chunks, and line r has chunk c at place c ^ (r % 8). So the
@@ -207,7 +215,7 @@ __device__ __forceinline__ void finish(const GemmParams& p, const float* sums, i
 
 extern "C" __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     swiglu_kernel(const __grid_constant__ Sm90Params p) {
-    follow();
+    wait_for_previous();
     // The swizzle is a function of the address: boxes start at multiples of 1 KiB.
     extern __shared__ __align__(1024) u8 shared[];
     u32 ring = static_cast<u32>(__cvta_generic_to_shared(shared));

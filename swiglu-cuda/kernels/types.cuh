@@ -61,12 +61,24 @@ struct Element<BF16> {
 // First in every kernel, before it touches memory. A kernel is started while the one before it in the stream still runs
 // (programmatic dependent launch): its blocks take what room is left, and wait here until that one is done and what it
 // wrote can be seen. Each kernel has to, one that leaves nothing to wait for included: the kernel after it waits for this
-// one alone. The next kernel is let in first: where it waits as well, it can come as early as it likes.
+// one alone.
 //
-// Neither does anything in a kernel that was launched without the attribute.
-__device__ __forceinline__ void follow() {
+// None of these does anything in a kernel that was launched without the attribute.
+__device__ __forceinline__ void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;");
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
+}
+
+// The next kernel is started once one thread of each block has been here, or the block is done.
+__device__ __forceinline__ void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+// What most kernels do: where the next one waits as well, it can come as early as it likes.
+__device__ __forceinline__ void follow() {
+    let_next_start();
+    wait_for_previous();
 }

@@ -108,17 +108,14 @@ impl Planner<'_> {
 
     /// The kernel of `decode` for a forward that it accepts.
     fn decode(&self, problem: &Problem, gate: GateCode) -> Decode {
-        // Large blocks where they occupy three quarters of the multiprocessors: 112 on 132 take nine tenths of the time
-        // of 224 small ones.
-        let large = problem.dims.hidden.div_ceil(128).saturating_mul(4);
-        let enough = large >= 3 * self.facts.multiprocessors as usize;
-        Decode {
+        let any = Decode {
             dtype: problem.dtype,
             b_trans: problem.orientation == Orientation::OutIn,
             gate,
             rows: Decode::rows_for(problem.dims.batch),
-            columns: if enough { 128 } else { 64 },
-        }
+            columns: 128,
+        };
+        any.for_columns(problem.dims.hidden as u64, u64::from(self.facts.multiprocessors))
     }
 
     /// The kernel of `decode` for a forward, once it is sure to be one of them.

@@ -623,9 +623,9 @@ fn few_rows_on_hopper_stream_the_weights() {
     }
     assert_eq!(few(Dims { batch: 129, ..LARGE }).0, "turns-bf16-nn-192");
     let of = |batch, in_features, hidden| few(Dims { batch, in_features, hidden });
-    // 99 blocks of 128 columns are three quarters of 132, 98 are not.
-    assert_eq!(of(1, 4096, 98 * 128 + 1).1, 128);
-    assert_eq!(of(1, 4096, 98 * 128).1, 64);
+    // As many blocks of 64 columns as multiprocessors, and one more.
+    assert_eq!(of(1, 4096, 132 * 64).1, 64);
+    assert_eq!(of(1, 4096, 132 * 64 + 1).1, 128);
     assert_eq!(of(1, 4096, 4096), ("decode-bf16-nn-8".into(), 64));
     // 53 blocks of 64 columns are two fifths, 52 are not.
     assert_eq!(of(1, 4096, 52 * 64 + 1).0, "decode-bf16-nn-8");

@@ -29,7 +29,6 @@ pub(crate) enum Variant {
 /// Heights of a raster that compete: around the two that [`Hopper::group`] has. More rows than there are make one group.
 const GROUPS: [u32; 4] = [4, 8, 16, 32];
 const EDGES: [Edge; 3] = [Edge::E128, Edge::E64, Edge::E32];
-const COLUMNS: [u32; 2] = [128, 64];
 
 impl Gemm {
     /// The same product by another kernel; by this one where the variant is of another family.
@@ -103,7 +102,7 @@ impl Kernel {
                 .chain(GROUPS.map(|group| Variant::Turns { group }))
                 .collect(),
             Kernel::Gemm(_) => EDGES.map(Variant::Tile).to_vec(),
-            Kernel::Decode(_) => COLUMNS.map(|columns| Variant::Decode { columns }).to_vec(),
+            Kernel::Decode(_) => Decode::WIDTHS.map(|columns| Variant::Decode { columns }).to_vec(),
             _ => Vec::new(),
         };
         let others = all.into_iter().filter(|&other| other != own && self.competes(other, facts));
@@ -128,7 +127,8 @@ impl Kernel {
                 matches!(gemm.family, Family::Mma | Family::Simt) && gemm.with(variant).fits(facts)
             }
             (Kernel::Decode(decode), Variant::Decode { columns }) => {
-                COLUMNS.contains(&columns) && decode.with(variant).shared_bytes() <= facts.shared_bytes
+                let other = Decode { columns, ..decode };
+                other.exists() && other.shared_bytes() <= facts.shared_bytes
             }
             _ => false,
         }
@@ -154,7 +154,7 @@ impl Variant {
             }
             [1, edge, 0] => EDGES.into_iter().find(|known| known.len() == edge).map(Self::Tile),
             [2, columns, 0] => {
-                let columns = COLUMNS.into_iter().find(|&known| u64::from(known) == columns)?;
+                let columns = Decode::WIDTHS.into_iter().find(|&known| u64::from(known) == columns)?;
                 Some(Self::Decode { columns })
             }
             [3, group, 0] => Some(Self::Turns { group: known_group(group)? }),

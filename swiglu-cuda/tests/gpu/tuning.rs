@@ -31,6 +31,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         }
     }
     trials.extend([
+        Trial::test("tuning::widths_of_decode_agree", widths_of_decode),
         Trial::test("tuning::sums_that_are_added_agree", added_sums),
         Trial::test("tuning::a_tuned_step_has_the_same_bits", tuned_step),
         Trial::test("tuning::a_second_process_finds_what_the_first_measured", second_process),
@@ -71,6 +72,33 @@ fn same_bits(dtype: Dtype, orientation: Orientation, precision: Precision, shape
     let cuda = if strict { cuda.with_family(Family::Simt) } else { cuda };
     for &dims in shapes {
         agree(&cuda.tune(dtype, dims, orientation, Options::new().precision(precision))?, 2)?;
+    }
+    Ok(())
+}
+
+/// Blocks of every width, for every number of rows, with a rest of columns and of k. The suite has the narrowest alone: its
+/// matrices are small.
+fn widths_of_decode() -> Outcome {
+    let _turn = turn();
+    let cuda = crate::cuda()?;
+    for batch in [5, 12, 24, 60, 100] {
+        let dims = Dims { batch, in_features: 1032, hidden: 4104 };
+        for dtype in [Dtype::Bf16, Dtype::F16] {
+            for orientation in [Orientation::InOut, Orientation::OutIn] {
+                let pass = Pass::Forward { save: true };
+                let problem = Problem::dense(pass, dtype, dims, orientation, Options::new());
+                let report = cuda.tune_problem(&problem)?;
+                agree(&report, 1)?;
+                let widths = match orientation {
+                    Orientation::InOut => 2,
+                    Orientation::OutIn if batch > 64 => 3,
+                    Orientation::OutIn => 5,
+                };
+                if report.products.iter().any(|product| product.candidates.len() != widths) {
+                    return Err(format!("not {widths} widths:\n{report}").into());
+                }
+            }
+        }
     }
     Ok(())
 }
