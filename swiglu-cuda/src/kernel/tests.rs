@@ -111,18 +111,19 @@ fn kernels_that_no_problem_needs_are_never_chosen() {
     }
 }
 
-/// A kernel starts while the one before it runs: without these it would read what is not yet there.
+/// A kernel starts while the one before it runs: without these it would read what is not yet there. All do so first, but for
+/// `decode`, which has its barriers and L2 ready before.
 #[test]
 fn every_kernel_waits_for_the_one_before_it() {
     let mut kernels = 0;
     for source in SOURCES {
         for kernel in source.text.split("extern \"C\" __global__").skip(1) {
             let body = kernel.split_once("{\n").map(|(_, body)| body.trim_start());
-            let waits = |body: &str| {
-                let lets_next_start = source.text.matches("let_next_start();").count() == 1;
-                body.starts_with("follow();") || (body.starts_with("wait_for_previous();") && lets_next_start)
-            };
-            assert!(body.is_some_and(waits), "{}: {kernel}", source.name);
+            let once = |what: &str| source.text.matches(what).count() == 1;
+            let by_itself =
+                source.name == "decode.cu" && once("let_next_start();") && once("wait_for_previous();");
+            let first = body.is_some_and(|body| body.starts_with("follow();"));
+            assert!(first || by_itself, "{}: {kernel}", source.name);
             kernels += 1;
         }
     }

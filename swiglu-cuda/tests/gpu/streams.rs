@@ -1,7 +1,10 @@
 //! Streams, handles and graphs.
 
 use libtest_mimic::{Failed, Trial};
-use swiglu_core::{Backend, Element, Error, FusedSwiGLU, Host, Matrix, Out, bf16};
+use swiglu_core::{
+    Backend, Dense, Element, Error, FusedSwiGLU, Host, Matrix, Op, Options, Orientation, Out, SwiGLU, Target,
+    Weights, bf16,
+};
 use swiglu_cuda::{Cuda, CudaError, CudaMemory, Family};
 
 use crate::cuda;
@@ -14,6 +17,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         Trial::test("streams::strided_copies_arrive", strided_copies),
         Trial::test("streams::copies_on_the_device_arrive", device_copies),
         Trial::test("streams::a_long_row_is_copied_in_parts", long_row),
+        Trial::test("streams::weights_that_were_just_written_are_read", written_weights),
         Trial::test("graphs::a_graph_repeats_the_call_on_new_contents", graph_repeats),
         Trial::test("graphs::a_graph_forms_cotangents", graph_forms),
         Trial::test("graphs::a_cold_call_is_not_warm", cold_call),
@@ -65,6 +69,47 @@ fn two_streams() -> Result<(), Failed> {
     };
     let (one, other) = (cuda()?, cuda()?);
     if run(&one)? == run(&other)? { Ok(()) } else { Err("another stream gave other bits".into()) }
+}
+
+/// `decode` asks for the first weights while the kernel that writes them may still run.
+fn written_weights() -> Result<(), Failed> {
+    let cuda = cuda()?.with_family(Family::Decode);
+    let (batch, in_features, hidden) = (100, 1032, 4104);
+    let x = cuda.upload(&noise::<bf16>(batch, in_features)?)?;
+    let right = cuda.upload(&noise::<bf16>(8, 2 * hidden)?)?;
+    let mut wf = cuda.zeros::<bf16>(in_features, 2 * hidden)?;
+    let mut z = cuda.zeros::<bf16>(batch, hidden)?;
+    let mut forward = |left: &Matrix<bf16, CudaMemory>, waits: bool| -> Result<Vec<u16>, Error> {
+        let product = (left.view(), Op::N);
+        cuda.matmul(product, (right.view(), Op::N), Target::write(&mut wf))?;
+        if waits {
+            cuda.synchronize()?;
+        }
+        let w = Weights::packed(wf.view(), Orientation::InOut)?;
+        cuda.forward_into(x.view(), w, z.view_mut(), Options::new())?;
+        Ok(cuda.download(&z)?.into_array().iter().map(|value| value.to_bits()).collect())
+    };
+    let lefts = (1..5)
+        .map(|scale| {
+            let mut left = noise::<bf16>(in_features, 8)?;
+            for value in left.view_mut().array_mut() {
+                *value = bf16::from_f32(value.to_f32() * scale as f32);
+            }
+            cuda.upload(&left)
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let expected = lefts.iter().map(|left| forward(left, true)).collect::<Result<Vec<_>, _>>()?;
+    if expected[0] == expected[1] {
+        return Err("other weights gave the same bits".into());
+    }
+    for round in 0..50 {
+        for (left, expected) in lefts.iter().zip(&expected) {
+            if &forward(left, false)? != expected {
+                return Err(format!("round {round}: weights of another call were read").into());
+            }
+        }
+    }
+    Ok(())
 }
 
 fn strided_copies() -> Result<(), Failed> {
