@@ -45,6 +45,14 @@ pub(crate) struct Space {
 }
 
 impl Space {
+    pub(crate) fn of_task(task: usize) -> Self {
+        Self { task, ..Self::default() }
+    }
+
+    pub(crate) fn of_call(call: usize) -> Self {
+        Self { call, ..Self::default() }
+    }
+
     /// Enough for either of two products, one after the other.
     pub(crate) fn or(self, other: Self) -> Self {
         Self {
@@ -149,8 +157,7 @@ mod tests {
     #[test]
     fn an_impossible_size_is_an_error_and_the_arena_still_works() {
         let arena = Arena::default();
-        let failed = arena
-            .with(|workspace| workspace.grow(1, Space { task: isize::MAX as usize / 8, ..Space::default() }));
+        let failed = arena.with(|workspace| workspace.grow(1, Space::of_task(isize::MAX as usize / 8)));
         assert!(matches!(failed, Err(Error::OutOfMemory { .. })), "{failed:?}");
         assert!(
             arena.with(|workspace| workspace.grow(2, Space { task: 100, shared: 10, call: 100 })).is_ok(),

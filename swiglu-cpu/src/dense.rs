@@ -138,7 +138,7 @@ struct SumColumns<'a, T: Element>(ColumnSums<'a, T, Host>);
 impl<T: Element> Pass for SumColumns<'_, T> {
     fn run<K: Kernel>(self, kernel: K, workspace: &mut Workspace, _: usize) -> Result<()> {
         let ColumnSums { a, to } = self.0;
-        workspace.grow(0, Space { call: a.cols(), ..Space::default() })?;
+        workspace.grow(0, Space::of_call(a.cols()))?;
         let (_, sums) = workspace.parts(a.cols());
         rows::column_sums(kernel, a, sums);
         match to {

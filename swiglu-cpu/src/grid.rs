@@ -160,6 +160,18 @@ impl Grid {
         Self { ahead: n > col_edge && len >= LEAST_AHEAD && Self::fits_ahead(len), ..grid }
     }
 
+    /// Blocks of a product of few rows, which reads B in place: all rows, and columns for four tasks a thread where there are
+    /// enough; at most so many, in whole widths.
+    pub(crate) fn of_few_rows(
+        tiling: Tiling,
+        [m, n, k]: [usize; 3],
+        threads: usize,
+        (width, most): (usize, usize),
+    ) -> Self {
+        let col_edge = n.div_ceil(4 * threads.max(1)).clamp(1, most).next_multiple_of(width);
+        Self { m, n, k, tiling, row_edge: m.max(1), col_edge, width, parts: 1, ahead: false }
+    }
+
     /// Whether so many floats of A may be packed before all blocks.
     fn fits_ahead(len: usize) -> bool {
         len <= MOST_AHEAD

@@ -19,7 +19,7 @@ impl<T: Element> Pass for Loss<'_, T> {
     fn run<K: Kernel>(self, _: K, workspace: &mut Workspace, _: usize) -> Result<()> {
         let CrossEntropy { logits, labels, mut loss, correct, dlogits } = self.0;
         let batch = logits.rows();
-        workspace.grow(0, Space { call: 2 * batch, ..Space::default() })?;
+        workspace.grow(0, Space::of_call(2 * batch))?;
         let (_, floats) = workspace.parts(2 * batch);
         let scale = 1.0 / batch.max(1) as f32;
         let results = MatMut::from_slice(floats, Layout::dense(batch, 2)?)?;

@@ -131,7 +131,7 @@ impl InputGradient {
     pub(crate) fn space(&self) -> Space {
         match self {
             InputGradient::Tiled(grid) => grid.space(),
-            InputGradient::Dotted(grid) => Space { task: dots::stacked_task_len(grid), ..Space::default() },
+            InputGradient::Dotted(grid) => Space::of_task(dots::stacked_task_len(grid)),
         }
     }
 }
@@ -170,11 +170,10 @@ impl Projection {
 
     /// Floats that it works in.
     pub(crate) fn space(&self) -> Space {
-        let of_tasks = |task| Space { task, ..Space::default() };
         match self {
             Projection::Tiled(grid) => grid.space(),
-            Projection::Streamed(grid) => of_tasks(stream::task_len(grid)),
-            Projection::Dotted(grid) => of_tasks(dots::task_len(grid)),
+            Projection::Streamed(grid) => Space::of_task(stream::task_len(grid)),
+            Projection::Dotted(grid) => Space::of_task(dots::task_len(grid)),
         }
     }
 }
@@ -197,8 +196,8 @@ impl<T: Element> Pass for ForwardPass<'_, T> {
                 stream::stream(kernel, &grid, x, pair, output, tasks);
             }
             Projection::Dotted(grid) => {
-                let pair = Pair { gate: w.gate_weights(), up: w.up_weights() };
-                dots::multiply(kernel, &grid, x, pair, output, tasks);
+                let b = Pair { gate: w.gate_weights(), up: w.up_weights() };
+                dots::multiply(kernel, &grid, dots::Projections { a: x, b }, output, tasks);
             }
         }
         Ok(())
@@ -241,7 +240,7 @@ impl<T: Element> Pass for BackwardPass<'_, T> {
             dx.is_some().then(|| grids.dx.space()),
             dwf.is_some().then(|| grids.dwf.space()),
         ];
-        let call = Space { call: space.len(), ..Space::default() };
+        let call = Space::of_call(space.len());
         workspace.grow(threads, products.into_iter().flatten().fold(call, Space::or))?;
         let (tasks, floats) = workspace.parts(space.len());
         let (dab, sums) = floats.split_at_mut(space.dab);
@@ -351,8 +350,9 @@ impl<T: Element> Products<'_, T> {
                     gemm(kernel, &grid, &Rows(dab), &transposed_projections(&w), output, tasks);
                 }
                 InputGradient::Dotted(grid) => {
-                    let pair = Pair { gate: w.gate_weights(), up: w.up_weights() };
-                    dots::multiply_stacked(kernel, &grid, halves(dab)?, pair, output, tasks);
+                    let (dgate, dup) = halves(dab)?;
+                    let stacked = dots::Stacked { a: [dgate, dup], b: [w.gate_weights(), w.up_weights()] };
+                    dots::multiply(kernel, &grid, stacked, output, tasks);
                 }
             }
         }

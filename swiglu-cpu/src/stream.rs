@@ -45,11 +45,9 @@ pub(crate) struct Pair<'a, T: Element> {
     pub(crate) up: MatRef<'a, T, Host>,
 }
 
-/// Blocks of a product of few rows: all rows, and columns for four tasks a thread where there are enough.
-pub(crate) fn grid(tiling: Tiling, [m, n, k]: [usize; 3], threads: usize) -> Grid {
-    let width = tiling.nr / 2;
-    let share = n.div_ceil(4 * threads.max(1)).clamp(1, COLUMNS).next_multiple_of(width);
-    Grid { m, n, k, tiling, row_edge: m.max(1), col_edge: share, width, parts: 1, ahead: false }
+/// Blocks of such a product.
+pub(crate) fn grid(tiling: Tiling, shape: [usize; 3], threads: usize) -> Grid {
+    Grid::of_few_rows(tiling, shape, threads, (tiling.nr / 2, COLUMNS))
 }
 
 /// Floats that a task works in: both accumulators, DEPTH columns of A, widened runs of B, and one group of columns of
