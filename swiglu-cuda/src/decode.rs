@@ -45,8 +45,7 @@ impl Decode {
         Self::WIDTHS.contains(&self.columns) && self.columns.is_multiple_of(step)
     }
 
-    /// The kernel whose blocks are the narrowest that leave no columns to a second block on any of so many
-    /// multiprocessors; or that need no more blocks for each than the widest do.
+    /// The kernel with the narrowest blocks of which none of so many multiprocessors gets more than it would of the widest.
     pub(crate) fn for_columns(self, hidden: u64, multiprocessors: u64) -> Self {
         let widest = Self { columns: 128, ..self };
         let blocks = widest.grid(hidden).blocks.next_multiple_of(multiprocessors.max(1));
