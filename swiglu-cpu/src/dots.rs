@@ -10,7 +10,6 @@ use crate::arena::Tasks;
 use crate::gemm::{Output, divide, is_bf16};
 use crate::grid::{Grid, Tiling};
 use crate::kernels::{Dots, DotsVisitor, EDGE, Kernel, KernelVisitor};
-use crate::pack::pack_steps;
 use crate::stream::Pair;
 
 /// Columns of a task: enough that packing A, 128 KiB at 16 rows and I = 4096, is little beside 8 MiB of weights.
@@ -24,9 +23,7 @@ pub(crate) fn grid(tiling: Tiling, shape: [usize; 3], threads: usize) -> Grid {
 /// Floats that a task works in: all rows of A, packed, one tile, and what the kernel needs.
 pub(crate) fn task_len(grid: &Grid) -> usize {
     let Grid { tiling, k, m, .. } = grid;
-    tiling.all_words(*k).next_multiple_of(EDGE) * m.next_multiple_of(EDGE)
-        + tiling.dot_rows * tiling.nr
-        + tiling.dot_work
+    tiling.all_words(*k).next_multiple_of(EDGE) * m.next_multiple_of(EDGE) + tiling.dot_rows * tiling.nr
 }
 
 /// What is multiplied, and how a task does it.
@@ -119,14 +116,13 @@ impl<T: Element> Operands for Projections<'_, T> {
         output: &mut O,
         scratch: &mut [f32],
     ) {
-        let (rows, rest) = scratch.split_at_mut(scratch.len() - K::DOT_ROWS * K::NR - K::DOT_WORK);
-        let (tile, work) = rest.split_at_mut(K::DOT_ROWS * K::NR);
-        pack_steps(kernel, self.a, rows);
+        let (rows, tile) = scratch.split_at_mut(scratch.len() - K::DOT_ROWS * K::NR);
+        kernel.pack_dots(self.a, rows);
         let held = kernel.hold();
         for start in cols.clone().step_by(EDGE) {
             let part = start..cols.end.min(start + EDGE);
             let b = [self.b.gate, self.b.up].map(|factor| (factor, part.clone()));
-            kernel.dots(&held, (grid.m, &*rows), b, (tile, true), work);
+            kernel.dots(&held, (grid.m, &*rows), b, (tile, true));
             output.store::<K>(
                 0..grid.m,
                 part.start - cols.start..part.end - cols.start,
@@ -150,7 +146,6 @@ pub(crate) fn stacked_task_len(grid: &Grid) -> usize {
     let tiles = col_edge.div_ceil(tiling.nr);
     tiling.all_words(DEPTH.min(*k)).next_multiple_of(EDGE) * m.next_multiple_of(EDGE)
         + tiles * tiling.dot_rows * tiling.nr
-        + tiling.dot_work
 }
 
 /// [dG | dU] . [gate | up]^T, where rows of both run along k: dX along `[I, 2D]`.
@@ -176,8 +171,7 @@ impl<A: Element, T: Element> Operands for Stacked<'_, A, T> {
         scratch: &mut [f32],
     ) {
         let tiles = cols.len().div_ceil(K::NR) * K::DOT_ROWS * K::NR;
-        let (rest, work) = scratch.split_at_mut(scratch.len() - K::DOT_WORK);
-        let (rows, tiles) = rest.split_at_mut(rest.len() - tiles);
+        let (rows, tiles) = scratch.split_at_mut(scratch.len() - tiles);
         let held = kernel.hold();
         let parts = || cols.clone().step_by(K::NR).map(|start| start..cols.end.min(start + K::NR));
         for (half, (a, b)) in self.a.iter().zip(&self.b).enumerate() {
@@ -189,11 +183,11 @@ impl<A: Element, T: Element> Operands for Stacked<'_, A, T> {
                 let b = b.sub(0..b.rows(), ks.clone()).expect(inside);
                 let rows =
                     &mut rows[..K::words(ks.len()).next_multiple_of(EDGE) * grid.m.next_multiple_of(EDGE)];
-                pack_steps(kernel, a, rows);
+                kernel.pack_dots(a, rows);
                 for (part, tile) in parts().zip(tiles.chunks_exact_mut(K::DOT_ROWS * K::NR)) {
                     let middle = part.end.min(part.start + K::NR / 2);
                     let b = [(b, part.start..middle), (b, middle..part.end)];
-                    kernel.dots(&held, (grid.m, &*rows), b, (tile, half == 0 && start == 0), work);
+                    kernel.dots(&held, (grid.m, &*rows), b, (tile, half == 0 && start == 0));
                 }
             }
         }

@@ -41,7 +41,6 @@ pub(crate) struct Tiling {
     pub(crate) strips: bool,
     /// Most rows with which it reads columns of B in place, 0 where it cannot, and the floats that it works in then.
     pub(crate) dot_rows: usize,
-    pub(crate) dot_work: usize,
     /// Whether that can go on with sums that are there.
     pub(crate) dots_go_on: bool,
 }
@@ -61,7 +60,6 @@ impl Tiling {
             most_col_panels: COL_PANELS,
             strips: false,
             dot_rows: K::DOT_ROWS,
-            dot_work: K::DOT_WORK,
             dots_go_on: K::DOTS_GO_ON,
         }
     }

@@ -168,6 +168,10 @@ fn block<W: Word, T: Element>(matrix: MatRef<'_, T, Host>, rows: Range<usize>, k
 
 /// All of `matrix`, turned: for each [`EDGE`] words along k, for each [`EDGE`] rows, one word of all of them after the other,
 /// with zeros for what is not there.
+#[cfg_attr(
+    not(all(target_arch = "x86_64", target_os = "linux")),
+    expect(dead_code, reason = "only AMX reads columns in place so")
+)]
 #[inline(always)]
 pub(crate) fn pack_steps<K: Kernel, T: Element>(kernel: K, matrix: MatRef<'_, T, Host>, to: &mut [f32]) {
     let (edge, parts) = (EDGE * K::Word::STEP, matrix.rows().div_ceil(EDGE));
@@ -178,6 +182,26 @@ pub(crate) fn pack_steps<K: Kernel, T: Element>(kernel: K, matrix: MatRef<'_, T,
             let rows = part * EDGE..matrix.rows().min((part + 1) * EDGE);
             let block = block::<K::Word, T>(matrix, rows, ks.clone());
             kernel.transpose(&block, to, EDGE);
+        }
+    }
+}
+
+/// All of `matrix`: for each [`EDGE`] words along k those of one row after the other, with zeros for what is not there.
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    expect(dead_code, reason = "only kernels for x86-64 read columns in place")
+)]
+#[inline(always)]
+pub(crate) fn pack_runs<K: Kernel, T: Element>(matrix: MatRef<'_, T, Host>, to: &mut [f32]) {
+    let edge = EDGE * K::Word::STEP;
+    let starts = (0..matrix.cols()).step_by(edge);
+    for (start, to) in starts.zip(to.chunks_exact_mut((matrix.rows() * EDGE).max(1))) {
+        for (row, to) in to.chunks_exact_mut(EDGE).enumerate() {
+            let end = matrix.cols().min(start + edge);
+            let run = matrix.row(row).and_then(|row| row.get(start..end)).unwrap_or_default();
+            let (words, rest) = to.split_at_mut(run.len().div_ceil(K::Word::STEP));
+            K::Word::along(run, words);
+            rest.fill(0.0);
         }
     }
 }

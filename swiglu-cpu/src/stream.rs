@@ -6,13 +6,13 @@
 
 use std::ops::Range;
 
-use swiglu_core::{Element, Host, MatRef};
+use swiglu_core::{Dtype, Element, Host, MatRef};
 
 use crate::arena::Tasks;
 use crate::gemm::{Output, divide, is_bf16};
 use crate::grid::{Grid, Tiling, even_parts};
-use crate::kernels::{Kernel, KernelVisitor, Panel, Strip, Strips, prefetch};
-use crate::pack::{LINE, ahead};
+use crate::kernels::{Ahead, Kernel, KernelVisitor, Panel, Strip, Strips};
+use crate::pack::ahead;
 use crate::word::Word;
 
 /// Up to this many rows, reading B in place is faster wherever B lies: 0.21 ms for 0.29 tiled at 1, 784, 512, and 26.4 for
@@ -31,12 +31,24 @@ pub(crate) fn pays(m: usize, bytes: usize) -> bool {
 /// Rows of B at a time: as many streams as one core's prefetcher follows without losing one, and accumulators are
 /// loaded and stored once for so many multiply-adds.
 const DEPTH: usize = 8;
-/// Columns of B at a time: whole pages of f32, since finding a page takes as long as reading a part of it. With DEPTH rows they
-/// are 64 KiB, in L2 for the second group of rows of A. Two cores of a Zen 5 take 9.8 ms for 10.9 with 512 of them (f32,
-/// 1, 4096, 11008), and 17.6 for 20.2 with 16 rows.
+/// Columns of B at a time, where they are read in place: whole pages of f32, since finding a page takes as long as reading a
+/// part of it. With DEPTH rows they are 64 KiB, in L2 for the second group of rows of A.
 const RUN: usize = 2048;
+/// Columns at a time where words are made of them first: 256 bytes of sixteen rows of bf16, so that as many streams are under
+/// way. Two cores of a Zen 5 take 5.8 ms for 6.7 with 2048 of them, and 6.9 for 8.9 with 16 rows (bf16, 1, 4096, 11008).
+const MADE_RUN: usize = 128;
 /// Columns of a task: 16 rows of both accumulators are 256 KiB, in L2.
 const COLUMNS: usize = 2048;
+
+/// Columns of B at a time.
+const fn run_len<W: Word, T: Element>() -> usize {
+    if is_in_place::<W, T>() { RUN } else { MADE_RUN }
+}
+
+/// Whether elements are words where they lie.
+const fn is_in_place<W: Word, T: Element>() -> bool {
+    W::STEP == 1 && matches!(T::DTYPE, Dtype::F32)
+}
 
 /// The gate and the up factor, `[k, n]` each, or `[n, k]`.
 #[derive(Clone, Copy)]
@@ -54,7 +66,7 @@ pub(crate) fn grid(tiling: Tiling, shape: [usize; 3], threads: usize) -> Grid {
 /// both accumulators as a tile has them.
 pub(crate) fn task_len(grid: &Grid) -> usize {
     let Grid { m, tiling, .. } = grid;
-    2 * m * grid.col_edge + m.div_ceil(tiling.mr) * DEPTH * tiling.a_stride + DEPTH * RUN + m * tiling.nr
+    2 * m * grid.col_edge + m.div_ceil(tiling.mr) * DEPTH * tiling.a_stride + DEPTH * MADE_RUN + m * tiling.nr
 }
 
 /// output = a . [gate | up], in blocks of `grid`, on the current thread pool: with the kernel for bf16 where both are. The
@@ -124,18 +136,18 @@ fn block<K, T, O>(
     let (gate, rest) = scratch.split_at_mut(m * width);
     let (up, rest) = rest.split_at_mut(m * width);
     let (panel, rest) = rest.split_at_mut(m.div_ceil(K::MR) * DEPTH * K::A_STRIDE);
-    let (runs, tile) = rest.split_at_mut(DEPTH * RUN);
+    let (runs, tile) = rest.split_at_mut(DEPTH * MADE_RUN);
     gate.fill(0.0);
     up.fill(0.0);
     for start in (0..grid.k).step_by(DEPTH * K::Word::STEP) {
         let ks = start..grid.k.min(start + DEPTH * K::Word::STEP);
         pack_columns::<K, T>(a, ks.clone(), panel);
         for (factor, accumulators) in [(b.gate, &mut *gate), (b.up, &mut *up)] {
-            for run in (0..width).step_by(RUN) {
-                let run = run..width.min(run + RUN);
+            for run in (0..width).step_by(run_len::<K::Word, T>()) {
+                let run = run..width.min(run + run_len::<K::Word, T>());
                 let from = cols.start + run.start..cols.start + run.end;
-                with_rows::<K::Word, T>(factor, ks.clone(), from, runs, |rows| {
-                    add_strips(kernel, panel, rows, accumulators, (m, width), run.clone());
+                with_rows::<K::Word, T>(factor, ks.clone(), from, runs, |rows, next| {
+                    add_strips(kernel, panel, (rows, next), accumulators, (m, width), run.clone());
                 });
             }
         }
@@ -167,29 +179,25 @@ fn pack_columns<K: Kernel, T: Element>(a: MatRef<'_, T, Host>, ks: Range<usize>,
     }
 }
 
-/// Calls `f` with the words of the columns `cols` of the rows `ks`: where they lie if they are f32, else made in `runs`.
+/// Calls `f` with the words of the columns `cols` of the rows `ks`, where they lie if they are f32, else made in `runs`; and
+/// with where those of as many rows begin that come next.
 #[inline(always)]
 fn with_rows<W: Word, T: Element>(
     matrix: MatRef<'_, T, Host>,
     ks: Range<usize>,
     cols: Range<usize>,
     runs: &mut [f32],
-    f: impl FnOnce(&[&[f32]]),
+    f: impl FnOnce(&[&[f32]], Ahead<'_>),
 ) {
     let row = |k: usize| matrix.row(k).and_then(|row| row.get(cols.clone())).unwrap_or_default();
     let mut rows: [&[f32]; DEPTH] = [&[]; DEPTH];
     let rows = &mut rows[..ks.len().div_ceil(W::STEP)];
-    // The same columns of the rows that come next: a run is too short for a prefetcher to get going by itself.
-    for next in ks.end..ks.end + ks.len() {
-        let run = ahead(matrix, next, cols.start);
-        for lane in (0..cols.len()).step_by(LINE / size_of::<T>()) {
-            prefetch(run.wrapping_add(lane));
-        }
-    }
-    for ((to, k), run) in rows.iter_mut().zip(ks.clone().step_by(W::STEP)).zip(runs.chunks_exact_mut(RUN)) {
+    for ((to, k), run) in
+        rows.iter_mut().zip(ks.clone().step_by(W::STEP)).zip(runs.chunks_exact_mut(MADE_RUN))
+    {
         let first = row(k);
         *to = match T::as_f32(first) {
-            Some(floats) if W::STEP == 1 => floats,
+            Some(floats) if is_in_place::<W, T>() => floats,
             _ => {
                 let two = W::STEP == 2 && k + 1 < ks.end;
                 W::across(first, if two { row(k + 1) } else { &[] }, run);
@@ -197,7 +205,8 @@ fn with_rows<W: Word, T: Element>(
             }
         };
     }
-    f(rows);
+    let next: [*const u8; 2 * DEPTH] = std::array::from_fn(|i| ahead(matrix, ks.end + i, cols.start).cast());
+    f(rows, Ahead { rows: &next[..ks.len()], bytes: size_of::<T>() });
 }
 
 /// Adds the products of one run of B to the accumulators of every row.
@@ -205,7 +214,7 @@ fn with_rows<W: Word, T: Element>(
 fn add_strips<K: Strips>(
     kernel: K,
     panel: &[f32],
-    rows: &[&[f32]],
+    (rows, next): (&[&[f32]], Ahead<'_>),
     accumulators: &mut [f32],
     (m, stride): (usize, usize),
     run: Range<usize>,
@@ -214,7 +223,11 @@ fn add_strips<K: Strips>(
     for (group, floats) in even_parts(0..m, K::MR).zip(panel.chunks_exact(DEPTH * K::A_STRIDE)) {
         let a = Panel { rows: group.len(), depth, floats };
         let floats = &mut accumulators[group.start * stride + run.start..];
-        kernel.strip(a, rows, Strip { floats, stride, cols: run.len() });
+        // Once is enough, and a single row of A is done with rows of B that lie in order before a hint is of use: 8.8 ms for 9.8
+        // (f32, 1, 4096, 11008, two cores of a Zen 5; 4 rows take 11.1 for 12.0 with hints, 16 take 14.3 for 16.5).
+        let hints = group.start == 0 && (m > 1 || next.bytes < size_of::<f32>());
+        let next = if hints { next } else { Ahead { rows: &[], ..next } };
+        kernel.strip(a, rows, Strip { floats, stride, cols: run.len(), next });
     }
 }
 

@@ -14,12 +14,13 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use swiglu_core::{Element, bf16};
+use swiglu_core::{Element, Host, MatRef, bf16};
 
 use super::tile::check;
 use super::{
     Avx512, Block, Dots, DotsVisitor, EDGE, Kernel, Panel, PanelOrder, Runs, prefetch, prefetch_near,
 };
+use crate::pack::pack_steps;
 use crate::word::Pair;
 
 /// Proof that this machine has AMX-BF16, that the system lets this process use it, and all that [`Avx512`] needs.
@@ -350,13 +351,17 @@ fn copied<T: Element>((matrix, rows): &Runs<'_, T>, ks: Range<usize>) -> Copied 
 }
 
 impl Dots for Amx {
+    #[inline(always)]
+    fn pack_dots<T: Element>(self, matrix: MatRef<'_, T, Host>, to: &mut [f32]) {
+        pack_steps(self, matrix, to);
+    }
+
     fn dots<T: Element>(
         self,
         _: &Tiles,
         (_, a): (usize, &[f32]),
         b: [Runs<'_, T>; 2],
         (c, first): (&mut [f32], bool),
-        _: &mut [f32],
     ) {
         debug_assert!(first, "sums start here");
         const WIDTH: usize = 2 * EDGE;

@@ -77,10 +77,10 @@ unsafe fn run(a: Panel<'_>, b: *const f32, c: *mut f32, first: bool) {
 /// As [`strip`], with the floats of `a`; the instruction set is there.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn run_strip(a: Panel<'_>, b: &[&[f32]], c: Strip<'_>) {
-    let (a, rows, Strip { floats, stride, cols }) = (a.floats.as_ptr(), a.rows, c);
+    let (a, rows, Strip { floats, stride, cols, next }) = (a.floats.as_ptr(), a.rows, c);
     let c = floats.as_mut_ptr();
     // SAFETY: the caller's contract.
-    unsafe { dispatch_strip!(Avx2, __m256, rows, (a, b, c, stride, cols), [1, 2, 3, 4, 5, 6]) }
+    unsafe { dispatch_strip!(Avx2, __m256, rows, (a, b, c, stride, cols, next), [1, 2, 3, 4, 5, 6]) }
 }
 
 /// # Safety

@@ -6,12 +6,14 @@ use std::arch::x86_64::{
     _mm512_unpacklo_pd, _mm512_unpacklo_ps,
 };
 
+use swiglu_core::{Element, Host, MatRef};
+
 #[cfg(target_os = "linux")]
 use super::Amx;
 use super::tile::{Vector, check, check_strip, dispatch_rows, dispatch_strip, strip, tile};
-use super::{
-    Avx512Bf16, Block, Dots, DotsVisitor, EDGE, Kernel, KernelVisitor, Panel, Strip, Strips, turned,
-};
+use super::turned::{Part, Words};
+use super::{Avx512Bf16, Block, Dots, DotsVisitor, EDGE, Kernel, KernelVisitor, Panel, Runs, Strip, Strips};
+use crate::pack::pack_runs;
 use crate::word::Single;
 
 /// How bf16 is multiplied with bf16.
@@ -115,8 +117,38 @@ unsafe fn run(a: Panel<'_>, b: *const f32, c: *mut f32, first: bool) {
     }
 }
 
-/// Transposes by halving: pairs of rows, pairs of pairs, then the four 128-bit lanes twice.
-///
+/// Sixteen columns of sixteen rows, by halving: pairs of rows, pairs of pairs, then the four 128-bit lanes twice.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn turned(rows: [__m512; EDGE]) -> [__m512; EDGE] {
+    // quads[q][c], lane l: column 4 l + c of rows 4 q .. 4 q + 4.
+    let quads: [[__m512; 4]; 4] = std::array::from_fn(|q| {
+        let r = &rows[4 * q..4 * q + 4];
+        let (low01, high01) = (_mm512_unpacklo_ps(r[0], r[1]), _mm512_unpackhi_ps(r[0], r[1]));
+        let (low23, high23) = (_mm512_unpacklo_ps(r[2], r[3]), _mm512_unpackhi_ps(r[2], r[3]));
+        let pair = |a: __m512, b: __m512| (_mm512_castps_pd(a), _mm512_castps_pd(b));
+        let ((a, b), (c, d)) = (pair(low01, low23), pair(high01, high23));
+        [
+            _mm512_castpd_ps(_mm512_unpacklo_pd(a, b)),
+            _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)),
+            _mm512_castpd_ps(_mm512_unpacklo_pd(c, d)),
+            _mm512_castpd_ps(_mm512_unpackhi_pd(c, d)),
+        ]
+    });
+    let mut columns = rows;
+    for c in 0..4 {
+        let [q0, q1, q2, q3] = [quads[0][c], quads[1][c], quads[2][c], quads[3][c]];
+        // 0x88 takes the even lanes of both operands, 0xdd the odd ones.
+        let (even01, even23) = (_mm512_shuffle_f32x4::<0x88>(q0, q1), _mm512_shuffle_f32x4::<0x88>(q2, q3));
+        let (odd01, odd23) = (_mm512_shuffle_f32x4::<0xdd>(q0, q1), _mm512_shuffle_f32x4::<0xdd>(q2, q3));
+        columns[c] = _mm512_shuffle_f32x4::<0x88>(even01, even23);
+        columns[4 + c] = _mm512_shuffle_f32x4::<0x88>(odd01, odd23);
+        columns[8 + c] = _mm512_shuffle_f32x4::<0xdd>(even01, even23);
+        columns[12 + c] = _mm512_shuffle_f32x4::<0xdd>(odd01, odd23);
+    }
+    columns
+}
+
 /// # Safety
 /// - AVX-512 is there.
 /// - `to` is writable for sixteen rows of sixteen floats, `stride` apart.
@@ -124,31 +156,9 @@ unsafe fn run(a: Panel<'_>, b: *const f32, c: *mut f32, first: bool) {
 unsafe fn transpose(block: &Block, to: *mut f32, stride: usize) {
     // SAFETY: a row of the block is sixteen floats; the caller's contract for `to`.
     unsafe {
-        let rows: [__m512; EDGE] = std::array::from_fn(|j| _mm512_loadu_ps(block[j].as_ptr()));
-        // quads[q][c], lane l: column 4 l + c of rows 4 q .. 4 q + 4.
-        let quads: [[__m512; 4]; 4] = std::array::from_fn(|q| {
-            let r = &rows[4 * q..4 * q + 4];
-            let (low01, high01) = (_mm512_unpacklo_ps(r[0], r[1]), _mm512_unpackhi_ps(r[0], r[1]));
-            let (low23, high23) = (_mm512_unpacklo_ps(r[2], r[3]), _mm512_unpackhi_ps(r[2], r[3]));
-            let pair = |a: __m512, b: __m512| (_mm512_castps_pd(a), _mm512_castps_pd(b));
-            let ((a, b), (c, d)) = (pair(low01, low23), pair(high01, high23));
-            [
-                _mm512_castpd_ps(_mm512_unpacklo_pd(a, b)),
-                _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)),
-                _mm512_castpd_ps(_mm512_unpacklo_pd(c, d)),
-                _mm512_castpd_ps(_mm512_unpackhi_pd(c, d)),
-            ]
-        });
-        for c in 0..4 {
-            let [q0, q1, q2, q3] = [quads[0][c], quads[1][c], quads[2][c], quads[3][c]];
-            // 0x88 takes the even lanes of both operands, 0xdd the odd ones.
-            let (even01, even23) =
-                (_mm512_shuffle_f32x4::<0x88>(q0, q1), _mm512_shuffle_f32x4::<0x88>(q2, q3));
-            let (odd01, odd23) = (_mm512_shuffle_f32x4::<0xdd>(q0, q1), _mm512_shuffle_f32x4::<0xdd>(q2, q3));
-            _mm512_storeu_ps(to.add(c * stride), _mm512_shuffle_f32x4::<0x88>(even01, even23));
-            _mm512_storeu_ps(to.add((4 + c) * stride), _mm512_shuffle_f32x4::<0x88>(odd01, odd23));
-            _mm512_storeu_ps(to.add((8 + c) * stride), _mm512_shuffle_f32x4::<0xdd>(even01, even23));
-            _mm512_storeu_ps(to.add((12 + c) * stride), _mm512_shuffle_f32x4::<0xdd>(odd01, odd23));
+        let columns = turned(std::array::from_fn(|j| _mm512_loadu_ps(block[j].as_ptr())));
+        for (k, column) in columns.into_iter().enumerate() {
+            _mm512_storeu_ps(to.add(k * stride), column);
         }
     }
 }
@@ -157,7 +167,7 @@ unsafe fn transpose(block: &Block, to: *mut f32, stride: usize) {
 /// As [`strip`], with the floats of `a`; the instruction set is there.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
 unsafe fn run_strip(a: Panel<'_>, b: &[&[f32]], c: Strip<'_>) {
-    let (a, rows, Strip { floats, stride, cols }) = (a.floats.as_ptr(), a.rows, c);
+    let (a, rows, Strip { floats, stride, cols, next }) = (a.floats.as_ptr(), a.rows, c);
     let c = floats.as_mut_ptr();
     // SAFETY: the caller's contract.
     unsafe {
@@ -165,10 +175,27 @@ unsafe fn run_strip(a: Panel<'_>, b: &[&[f32]], c: Strip<'_>) {
             Avx512,
             __m512,
             rows,
-            (a, b, c, stride, cols),
+            (a, b, c, stride, cols, next),
             [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
         );
     }
+}
+
+impl Words for __m512 {
+    const STEP: usize = 1;
+
+    #[inline(always)]
+    fn of(words: __m512) -> Self {
+        words
+    }
+}
+
+/// # Safety
+/// As [`turned::run`]; the instruction set is there.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")]
+unsafe fn run_dots<T: Element>(part: Part<'_, T>) {
+    // SAFETY: the caller's contract.
+    unsafe { super::turned::run::<__m512, T>(part) }
 }
 
 /// # Safety
@@ -199,7 +226,6 @@ impl Kernel for Avx512 {
     }
 
     const DOT_ROWS: usize = EDGE;
-    const DOT_WORK: usize = turned::WORK;
     const DOTS_GO_ON: bool = true;
 
     #[inline(always)]
@@ -251,4 +277,15 @@ impl Strips for Avx512 {
     }
 }
 
-impl Dots for Avx512 {}
+impl Dots for Avx512 {
+    #[inline(always)]
+    fn pack_dots<T: Element>(self, matrix: MatRef<'_, T, Host>, to: &mut [f32]) {
+        pack_runs::<Self, T>(matrix, to);
+    }
+
+    #[inline(always)]
+    fn dots<T: Element>(self, (): &(), a: (usize, &[f32]), b: [Runs<'_, T>; 2], sums: (&mut [f32], bool)) {
+        // SAFETY: `self` proves the ISA.
+        super::turned::dots::<Self, T>(a, &b, sums, |part| unsafe { run_dots(part) });
+    }
+}

@@ -8,9 +8,13 @@ use std::arch::x86_64::{
     _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
 };
 
+use swiglu_core::{Element, Host, MatRef};
+
 use super::avx512::call;
 use super::tile::{Vector, check, check_strip, dispatch_rows, dispatch_strip, strip, tile};
-use super::{Avx512, Block, Dots, DotsVisitor, EDGE, Kernel, Panel, Strip, Strips, turned};
+use super::turned::{Part, Words};
+use super::{Avx512, Block, Dots, DotsVisitor, EDGE, Kernel, Panel, Runs, Strip, Strips};
+use crate::pack::pack_runs;
 use crate::word::Pair;
 
 /// Proof that this machine has AVX-512-BF16 and all that [`Avx512`] needs.
@@ -116,7 +120,7 @@ unsafe fn run(a: Panel<'_>, b: *const f32, c: *mut f32, first: bool) {
 /// As [`strip`], with the words of `a`; AVX-512 and its BF16 are there.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
 unsafe fn run_strip(a: Panel<'_>, b: &[&[f32]], c: Strip<'_>) {
-    let (a, rows, Strip { floats, stride, cols }) = (a.floats.as_ptr(), a.rows, c);
+    let (a, rows, Strip { floats, stride, cols, next }) = (a.floats.as_ptr(), a.rows, c);
     let c = floats.as_mut_ptr();
     // SAFETY: the caller's contract.
     unsafe {
@@ -124,10 +128,27 @@ unsafe fn run_strip(a: Panel<'_>, b: &[&[f32]], c: Strip<'_>) {
             Avx512Bf16,
             Pairs,
             rows,
-            (a, b, c, stride, cols),
+            (a, b, c, stride, cols, next),
             [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
         );
     }
+}
+
+impl Words for Pairs {
+    const STEP: usize = 2;
+
+    #[inline(always)]
+    fn of(words: __m512) -> Self {
+        Self(words)
+    }
+}
+
+/// # Safety
+/// As [`super::turned::run`]; AVX-512 and its BF16 are there.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,f16c")]
+unsafe fn run_dots<T: Element>(part: Part<'_, T>) {
+    // SAFETY: the caller's contract.
+    unsafe { super::turned::run::<Pairs, T>(part) }
 }
 
 impl Kernel for Avx512Bf16 {
@@ -149,7 +170,6 @@ impl Kernel for Avx512Bf16 {
     }
 
     const DOT_ROWS: usize = EDGE;
-    const DOT_WORK: usize = turned::WORK;
     const DOTS_GO_ON: bool = true;
 
     #[inline(always)]
@@ -183,4 +203,15 @@ impl Strips for Avx512Bf16 {
     }
 }
 
-impl Dots for Avx512Bf16 {}
+impl Dots for Avx512Bf16 {
+    #[inline(always)]
+    fn pack_dots<T: Element>(self, matrix: MatRef<'_, T, Host>, to: &mut [f32]) {
+        pack_runs::<Self, T>(matrix, to);
+    }
+
+    #[inline(always)]
+    fn dots<T: Element>(self, (): &(), a: (usize, &[f32]), b: [Runs<'_, T>; 2], sums: (&mut [f32], bool)) {
+        // SAFETY: `self` proves the ISA.
+        super::turned::dots::<Self, T>(a, &b, sums, |part| unsafe { run_dots(part) });
+    }
+}

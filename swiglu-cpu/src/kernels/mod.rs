@@ -16,6 +16,7 @@ mod neon;
 mod portable;
 pub(crate) mod sgemm;
 mod tile;
+#[cfg(target_arch = "x86_64")]
 mod turned;
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -34,6 +35,7 @@ use std::ops::Range;
 
 use swiglu_core::{Element, Host, MatRef};
 
+use crate::pack::LINE;
 use crate::word::Word;
 
 /// Edge of a block that is transposed while it is packed: a cache line of f32.
@@ -73,6 +75,32 @@ pub(crate) struct Strip<'a> {
     /// Floats from one row to the next.
     pub(crate) stride: usize,
     pub(crate) cols: usize,
+    /// What is read after it.
+    pub(crate) next: Ahead<'a>,
+}
+
+/// The rows of B that are read next, from the first column of a strip on. Addresses and nothing else: they need not be
+/// readable.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ahead<'a> {
+    pub(crate) rows: &'a [*const u8],
+    /// Of an element.
+    pub(crate) bytes: usize,
+}
+
+impl Ahead<'_> {
+    /// Asks for so many columns from `col` on, of two lines at most.
+    #[inline(always)]
+    fn fetch(self, col: usize, cols: usize) {
+        let two = cols * self.bytes > LINE;
+        for row in self.rows {
+            let line = row.wrapping_add(col * self.bytes);
+            prefetch(line);
+            if two {
+                prefetch(line.wrapping_add(LINE));
+            }
+        }
+    }
 }
 
 /// A register tile `MR x NR` and the instruction set it is written for.
@@ -119,8 +147,6 @@ pub(crate) trait Kernel: Copy + Send + Sync + 'static {
 
     /// Most rows of a product for which this is a kernel of [`Dots`]; 0 where it is none.
     const DOT_ROWS: usize = 0;
-    /// Floats that it works in then.
-    const DOT_WORK: usize = 0;
     /// Whether it can go on with sums that are there, then.
     const DOTS_GO_ON: bool = false;
 
@@ -168,24 +194,23 @@ pub(crate) trait Strips: Kernel {
 
 /// A kernel that can read columns of B in place: runs along k.
 pub(crate) trait Dots: Kernel {
-    /// Products of `rows` packed rows of A (see [`pack_steps`](crate::pack::pack_steps)), at most [`Kernel::DOT_ROWS`], with at
-    /// most [`EDGE`] rows of two matrices: the first `NR / 2` columns of `c` become those with the first matrix, the others
-    /// those with the second. `c` is dense with `NR` columns, and has `DOT_ROWS` rows; those past `rows` are left or filled. What
-    /// is there is the start of the sums, unless these are the `first` of them, as they are for kernels that cannot go on.
-    /// `work` has [`Kernel::DOT_WORK`] floats of any value.
+    /// Packs A as [`dots`](Dots::dots) reads it, into whole blocks of [`EDGE`] words along k of [`EDGE`] rows at most.
+    fn pack_dots<T: Element>(self, matrix: MatRef<'_, T, Host>, to: &mut [f32]);
+
+    /// Products of `rows` rows of A as [`pack_dots`](Dots::pack_dots) packs them, at most [`Kernel::DOT_ROWS`], with at most
+    /// [`EDGE`] rows of two matrices: the first `NR / 2` columns of `c` become those with the first matrix, the others those
+    /// with the second. `c` is dense with `NR` columns, and has `DOT_ROWS` rows; those past `rows`, and columns without a row,
+    /// are left or filled. What is there is the start of the sums, unless these are the `first` of them, as they are for
+    /// kernels that cannot go on.
     ///
     /// Each element is the same chain as in [`tile`](Kernel::tile), so its bits are.
-    #[inline(always)]
     fn dots<T: Element>(
         self,
         held: &Self::Held,
         a: (usize, &[f32]),
         b: [Runs<'_, T>; 2],
-        (c, first): (&mut [f32], bool),
-        work: &mut [f32],
-    ) {
-        turned::dots(self, held, a, b, (c, first), work);
-    }
+        sums: (&mut [f32], bool),
+    );
 }
 
 /// Rows of a matrix.

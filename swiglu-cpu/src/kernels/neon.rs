@@ -80,7 +80,7 @@ unsafe fn run(a: Panel<'_>, b: *const f32, c: *mut f32, first: bool) {
 /// As [`strip`], with the floats of `a`; NEON is there.
 #[target_feature(enable = "neon")]
 unsafe fn run_strip(a: Panel<'_>, b: &[&[f32]], c: Strip<'_>) {
-    let (a, rows, Strip { floats, stride, cols }) = (a.floats.as_ptr(), a.rows, c);
+    let (a, rows, Strip { floats, stride, cols, next }) = (a.floats.as_ptr(), a.rows, c);
     let c = floats.as_mut_ptr();
     // SAFETY: the caller's contract.
     unsafe {
@@ -88,7 +88,7 @@ unsafe fn run_strip(a: Panel<'_>, b: &[&[f32]], c: Strip<'_>) {
             Neon,
             float32x4_t,
             rows,
-            (a, b, c, stride, cols),
+            (a, b, c, stride, cols, next),
             [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
         );
     }

@@ -87,9 +87,9 @@ impl Kernel for Portable {
 impl Strips for Portable {
     fn strip(self, a: Panel<'_>, b: &[&[f32]], c: Strip<'_>) {
         check_strip::<Self>(a, b, &c);
-        let (a, rows, Strip { floats, stride, cols }) = (a.floats.as_ptr(), a.rows, c);
+        let (a, rows, Strip { floats, stride, cols, next }) = (a.floats.as_ptr(), a.rows, c);
         let c = floats.as_mut_ptr();
         // SAFETY: `check_strip` compared every length with what is read and written.
-        unsafe { dispatch_strip!(Self, F32x4, rows, (a, b, c, stride, cols), [1, 2, 3, 4]) }
+        unsafe { dispatch_strip!(Self, F32x4, rows, (a, b, c, stride, cols, next), [1, 2, 3, 4]) }
     }
 }

@@ -1,6 +1,6 @@
 //! The one register tile that every instruction set instantiates.
 
-use super::{Kernel, Panel, Strip, prefetch, prefetch_near};
+use super::{Ahead, Kernel, Panel, Strip, prefetch, prefetch_near};
 
 /// Steps of k that a tile asks for its panel of A ahead of use: 8 lines at 14 cycles each, longer than L2 takes.
 const AHEAD: usize = 8;
@@ -87,6 +87,7 @@ pub(super) unsafe fn strip<K: Kernel, V: Vector, const MR: usize>(
     c: *mut f32,
     stride: usize,
     cols: usize,
+    next: Ahead<'_>,
 ) {
     let whole = cols - cols % (2 * V::LANES);
     // SAFETY: the caller's contract; `j` and what is loaded from there on stay below `cols`.
@@ -97,6 +98,7 @@ pub(super) unsafe fn strip<K: Kernel, V: Vector, const MR: usize>(
             for r in 0..MR {
                 acc[r] = [V::load(c.add(at(r, 0))), V::load(c.add(at(r, 1)))];
             }
+            next.fetch(j, 2 * V::LANES);
             for (k, row) in b.iter().enumerate() {
                 let row = row.as_ptr().add(j);
                 let (b0, b1) = (V::load(row), V::load(row.add(V::LANES)));
