@@ -39,7 +39,7 @@ pub(crate) struct Tiling {
     most_col_panels: usize,
     /// Whether the kernel can read rows of B in place.
     pub(crate) strips: bool,
-    /// Most rows with which it reads columns of B in place, 0 where it cannot, and the floats that it works in then.
+    /// Most rows with which it reads columns of B in place, 0 where it cannot.
     pub(crate) dot_rows: usize,
     /// Whether that can go on with sums that are there.
     pub(crate) dots_go_on: bool,
