@@ -20,7 +20,7 @@ pub(crate) fn grid(tiling: Tiling, shape: [usize; 3], threads: usize) -> Grid {
     Grid::of_few_rows(tiling, shape, threads, (EDGE, COLUMNS))
 }
 
-/// Floats that a task works in: all rows of A, packed, one tile, and what the kernel needs.
+/// Floats that a task works in: all rows of A, packed, and one tile.
 pub(crate) fn task_len(grid: &Grid) -> usize {
     let Grid { tiling, k, m, .. } = grid;
     tiling.all_words(*k).next_multiple_of(EDGE) * m.next_multiple_of(EDGE) + tiling.dot_rows * tiling.nr
@@ -34,15 +34,24 @@ pub(crate) trait Operands: Sync {
     /// Floats that a task works in.
     fn task_len(&self, grid: &Grid) -> usize;
 
-    /// All rows of some columns.
-    fn block<K: Dots, O: Output>(
-        &self,
-        kernel: K,
-        grid: &Grid,
-        cols: Range<usize>,
-        output: &mut O,
-        scratch: &mut [f32],
-    );
+    /// All rows of a task's columns.
+    fn block<K: Dots, O: Output>(&self, kernel: K, task: &mut Task<'_, O>, scratch: &mut [f32]);
+}
+
+/// Some columns, and where they go.
+pub(crate) struct Task<'a, O> {
+    grid: &'a Grid,
+    cols: Range<usize>,
+    output: O,
+}
+
+impl<O: Output> Task<'_, O> {
+    /// Stores all rows of a part of the columns.
+    #[inline(always)]
+    fn store<K: Kernel>(&mut self, part: Range<usize>, tile: &[f32]) {
+        let cols = part.start - self.cols.start..part.end - self.cols.start;
+        self.output.store::<K>(0..self.grid.m, cols, &tile[..self.grid.m * K::NR]);
+    }
 }
 
 /// output = the product of `operands`, in blocks of `grid`, on the current thread pool, with the kernel for bf16 where both
@@ -82,11 +91,12 @@ impl<P: Operands, O: Output> DotsVisitor for Product<'_, P, O> {
 
     fn visit<K: Dots>(self, kernel: K) {
         let Self { grid, operands, output, tasks } = self;
-        let work = |_: Range<usize>, cols: Range<usize>, mut output: O| {
+        let work = |_: Range<usize>, cols: Range<usize>, output: O| {
+            let mut task = Task { grid, cols, output };
             tasks.with(operands.task_len(grid), |scratch| {
                 kernel.vectorize(
                     #[inline(always)]
-                    || operands.block(kernel, grid, cols, &mut output, scratch),
+                    || operands.block(kernel, &mut task, scratch),
                 );
             });
         };
@@ -108,14 +118,8 @@ impl<T: Element> Operands for Projections<'_, T> {
     }
 
     #[inline(always)]
-    fn block<K: Dots, O: Output>(
-        &self,
-        kernel: K,
-        grid: &Grid,
-        cols: Range<usize>,
-        output: &mut O,
-        scratch: &mut [f32],
-    ) {
+    fn block<K: Dots, O: Output>(&self, kernel: K, task: &mut Task<'_, O>, scratch: &mut [f32]) {
+        let (grid, cols) = (task.grid, task.cols.clone());
         let (rows, tile) = scratch.split_at_mut(scratch.len() - K::DOT_ROWS * K::NR);
         kernel.pack_dots(self.a, rows);
         let held = kernel.hold();
@@ -123,11 +127,7 @@ impl<T: Element> Operands for Projections<'_, T> {
             let part = start..cols.end.min(start + EDGE);
             let b = [self.b.gate, self.b.up].map(|factor| (factor, part.clone()));
             kernel.dots(&held, (grid.m, &*rows), b, (tile, true));
-            output.store::<K>(
-                0..grid.m,
-                part.start - cols.start..part.end - cols.start,
-                &tile[..grid.m * K::NR],
-            );
+            task.store::<K>(part, tile);
         }
     }
 }
@@ -140,7 +140,7 @@ pub(crate) fn stacked_grid(tiling: Tiling, shape: [usize; 3], threads: usize) ->
     Grid { parts: 2, ..Grid::of_few_rows(tiling, shape, threads, (tiling.nr, COLUMNS)) }
 }
 
-/// Floats that a task works in: a part of all rows of A, packed, tiles of all its columns, and what the kernel needs.
+/// Floats that a task works in: a part of all rows of A, packed, and tiles of all its columns.
 pub(crate) fn stacked_task_len(grid: &Grid) -> usize {
     let Grid { tiling, k, m, col_edge, .. } = grid;
     let tiles = col_edge.div_ceil(tiling.nr);
@@ -162,14 +162,8 @@ impl<A: Element, T: Element> Operands for Stacked<'_, A, T> {
     }
 
     #[inline(always)]
-    fn block<K: Dots, O: Output>(
-        &self,
-        kernel: K,
-        grid: &Grid,
-        cols: Range<usize>,
-        output: &mut O,
-        scratch: &mut [f32],
-    ) {
+    fn block<K: Dots, O: Output>(&self, kernel: K, task: &mut Task<'_, O>, scratch: &mut [f32]) {
+        let (grid, cols) = (task.grid, task.cols.clone());
         let tiles = cols.len().div_ceil(K::NR) * K::DOT_ROWS * K::NR;
         let (rows, tiles) = scratch.split_at_mut(scratch.len() - tiles);
         let held = kernel.hold();
@@ -192,11 +186,7 @@ impl<A: Element, T: Element> Operands for Stacked<'_, A, T> {
             }
         }
         for (part, tile) in parts().zip(tiles.chunks_exact(K::DOT_ROWS * K::NR)) {
-            output.store::<K>(
-                0..grid.m,
-                part.start - cols.start..part.end - cols.start,
-                &tile[..grid.m * K::NR],
-            );
+            task.store::<K>(part, tile);
         }
     }
 }

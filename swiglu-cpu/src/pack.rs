@@ -187,10 +187,6 @@ pub(crate) fn pack_steps<K: Kernel, T: Element>(kernel: K, matrix: MatRef<'_, T,
 }
 
 /// All of `matrix`: for each [`EDGE`] words along k those of one row after the other, with zeros for what is not there.
-#[cfg_attr(
-    not(target_arch = "x86_64"),
-    expect(dead_code, reason = "only kernels for x86-64 read columns in place")
-)]
 #[inline(always)]
 pub(crate) fn pack_runs<K: Kernel, T: Element>(matrix: MatRef<'_, T, Host>, to: &mut [f32]) {
     let edge = EDGE * K::Word::STEP;

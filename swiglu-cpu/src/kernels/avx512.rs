@@ -6,15 +6,14 @@ use std::arch::x86_64::{
     _mm512_unpacklo_pd, _mm512_unpacklo_ps,
 };
 
-use swiglu_core::{Element, Host, MatRef};
+use swiglu_core::Element;
 
 #[cfg(target_os = "linux")]
 use super::Amx;
 use super::tile::{Vector, check, check_strip, dispatch_rows, dispatch_strip, strip, tile};
 use super::turned::{Part, Words};
 use super::{Avx512Bf16, Block, Dots, DotsVisitor, EDGE, Kernel, KernelVisitor, Panel, Runs, Strip, Strips};
-use crate::pack::pack_runs;
-use crate::word::Single;
+use crate::word::{Single, Word};
 
 /// How bf16 is multiplied with bf16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,7 +119,7 @@ unsafe fn run(a: Panel<'_>, b: *const f32, c: *mut f32, first: bool) {
 /// Sixteen columns of sixteen rows, by halving: pairs of rows, pairs of pairs, then the four 128-bit lanes twice.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) fn turned(rows: [__m512; EDGE]) -> [__m512; EDGE] {
+pub(super) fn columns_of(rows: [__m512; EDGE]) -> [__m512; EDGE] {
     // quads[q][c], lane l: column 4 l + c of rows 4 q .. 4 q + 4.
     let quads: [[__m512; 4]; 4] = std::array::from_fn(|q| {
         let r = &rows[4 * q..4 * q + 4];
@@ -156,7 +155,7 @@ pub(super) fn turned(rows: [__m512; EDGE]) -> [__m512; EDGE] {
 unsafe fn transpose(block: &Block, to: *mut f32, stride: usize) {
     // SAFETY: a row of the block is sixteen floats; the caller's contract for `to`.
     unsafe {
-        let columns = turned(std::array::from_fn(|j| _mm512_loadu_ps(block[j].as_ptr())));
+        let columns = columns_of(std::array::from_fn(|j| _mm512_loadu_ps(block[j].as_ptr())));
         for (k, column) in columns.into_iter().enumerate() {
             _mm512_storeu_ps(to.add(k * stride), column);
         }
@@ -182,7 +181,7 @@ unsafe fn run_strip(a: Panel<'_>, b: &[&[f32]], c: Strip<'_>) {
 }
 
 impl Words for __m512 {
-    const STEP: usize = 1;
+    const STEP: usize = Single::STEP;
 
     #[inline(always)]
     fn of(words: __m512) -> Self {
@@ -278,11 +277,6 @@ impl Strips for Avx512 {
 }
 
 impl Dots for Avx512 {
-    #[inline(always)]
-    fn pack_dots<T: Element>(self, matrix: MatRef<'_, T, Host>, to: &mut [f32]) {
-        pack_runs::<Self, T>(matrix, to);
-    }
-
     #[inline(always)]
     fn dots<T: Element>(self, (): &(), a: (usize, &[f32]), b: [Runs<'_, T>; 2], sums: (&mut [f32], bool)) {
         // SAFETY: `self` proves the ISA.

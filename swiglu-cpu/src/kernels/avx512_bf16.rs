@@ -8,14 +8,13 @@ use std::arch::x86_64::{
     _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
 };
 
-use swiglu_core::{Element, Host, MatRef};
+use swiglu_core::Element;
 
 use super::avx512::call;
 use super::tile::{Vector, check, check_strip, dispatch_rows, dispatch_strip, strip, tile};
 use super::turned::{Part, Words};
 use super::{Avx512, Block, Dots, DotsVisitor, EDGE, Kernel, Panel, Runs, Strip, Strips};
-use crate::pack::pack_runs;
-use crate::word::Pair;
+use crate::word::{Pair, Word};
 
 /// Proof that this machine has AVX-512-BF16 and all that [`Avx512`] needs.
 #[derive(Clone, Copy, Debug)]
@@ -135,7 +134,7 @@ unsafe fn run_strip(a: Panel<'_>, b: &[&[f32]], c: Strip<'_>) {
 }
 
 impl Words for Pairs {
-    const STEP: usize = 2;
+    const STEP: usize = Pair::STEP;
 
     #[inline(always)]
     fn of(words: __m512) -> Self {
@@ -204,11 +203,6 @@ impl Strips for Avx512Bf16 {
 }
 
 impl Dots for Avx512Bf16 {
-    #[inline(always)]
-    fn pack_dots<T: Element>(self, matrix: MatRef<'_, T, Host>, to: &mut [f32]) {
-        pack_runs::<Self, T>(matrix, to);
-    }
-
     #[inline(always)]
     fn dots<T: Element>(self, (): &(), a: (usize, &[f32]), b: [Runs<'_, T>; 2], sums: (&mut [f32], bool)) {
         // SAFETY: `self` proves the ISA.

@@ -35,7 +35,7 @@ use std::ops::Range;
 
 use swiglu_core::{Element, Host, MatRef};
 
-use crate::pack::LINE;
+use crate::pack::{LINE, pack_runs};
 use crate::word::Word;
 
 /// Edge of a block that is transposed while it is packed: a cache line of f32.
@@ -194,8 +194,11 @@ pub(crate) trait Strips: Kernel {
 
 /// A kernel that can read columns of B in place: runs along k.
 pub(crate) trait Dots: Kernel {
-    /// Packs A as [`dots`](Dots::dots) reads it, into whole blocks of [`EDGE`] words along k of [`EDGE`] rows at most.
-    fn pack_dots<T: Element>(self, matrix: MatRef<'_, T, Host>, to: &mut [f32]);
+    /// Packs A as [`dots`](Dots::dots) reads it, at most [`Kernel::DOT_ROWS`] rows, in blocks of [`EDGE`] words along k.
+    #[inline(always)]
+    fn pack_dots<T: Element>(self, matrix: MatRef<'_, T, Host>, to: &mut [f32]) {
+        pack_runs::<Self, T>(matrix, to);
+    }
 
     /// Products of `rows` rows of A as [`pack_dots`](Dots::pack_dots) packs them, at most [`Kernel::DOT_ROWS`], with at most
     /// [`EDGE`] rows of two matrices: the first `NR / 2` columns of `c` become those with the first matrix, the others those

@@ -12,7 +12,7 @@ use std::arch::x86_64::{
 
 use swiglu_core::{Dtype, Element};
 
-use super::avx512::turned;
+use super::avx512::columns_of;
 use super::tile::Vector;
 use super::{EDGE, Kernel, Runs, prefetch};
 use crate::grid::even_parts;
@@ -25,7 +25,7 @@ const AHEAD: usize = 1024;
 
 /// A vector of sixteen words.
 pub(super) trait Words: Vector {
-    /// Elements along k in a word.
+    /// Elements along k in a word: those of the kernel's [`Word`](crate::word::Word).
     const STEP: usize;
 
     fn of(words: __m512) -> Self;
@@ -149,12 +149,12 @@ unsafe fn add_all<V: Words, T: Element, const R: usize>(part: Part<'_, T>) {
         let mut sums = load_sums::<V, R>(c, c_stride, first);
         for block in 0..whole {
             b.fetch(block * step);
-            let columns = turned(load_all::<V, T>(&b, block * step, step));
+            let columns = columns_of(load_all::<V, T>(&b, block * step, step));
             add(&mut sums, a.add(block * R * EDGE), &columns);
         }
         if whole * step < b.len {
             let left = b.len - whole * step;
-            let columns = turned(load_all::<V, T>(&b, whole * step, left));
+            let columns = columns_of(load_all::<V, T>(&b, whole * step, left));
             add(&mut sums, a.add(whole * R * EDGE), &columns[..left.div_ceil(V::STEP)]);
         }
         store_sums(sums, c, c_stride);
@@ -177,7 +177,7 @@ unsafe fn add_halves<V: Words, T: Element>(part: Part<'_, T>) {
         let there = step.min(b.len - at);
         // SAFETY: as in `add_all`; both halves are of the rows that `check` counted.
         unsafe {
-            let columns = turned(load_all::<V, T>(&b, at, there));
+            let columns = columns_of(load_all::<V, T>(&b, at, there));
             let columns = &columns[..there.div_ceil(V::STEP)];
             for half in even_parts(0..rows, MOST) {
                 let a = a.add((block * rows + half.start) * EDGE);
