@@ -9,9 +9,9 @@
 //   ADD_BIAS         AddBiasParams      the same
 //   PARTIAL_SUMS     ColumnSumsParams   chunks * ceil(cols / 256)
 //   COLUMN_SUMS      ColumnSumsParams   ceil(cols / 256)
-//   REALIGN          RealignParams      as ADD_BIAS
+//   REALIGN          RealignParams      as ADD_BIAS, for each job
 //   SPLIT            RealignParams      the same for rows that are filled up to a multiple of 64, and VECTOR of bf16
-//   ROUND            RealignParams      ceil(rows / 64) * ceil(cols / 64), a block for each tile
+//   ROUND            RealignParams      ceil(rows / 64) * ceil(cols / 64) for each job, a block for each tile
 //   GATHER           GatherParams       as ADD_BIAS
 //
 // Any address and stride will do: a matrix with 16-byte alignment is seen to at run time.
@@ -32,13 +32,21 @@
 constexpr int THREADS = 256;
 constexpr int VECTOR = 16 / sizeof(Element<PASS == SPLIT ? BF16 : DTYPE>::Bits);
 
-// This thread's VECTOR elements of a rows x cols matrix: false past its end.
-__device__ __forceinline__ bool place(i64 rows, i64 cols, i64& row, i64& column) {
+// This thread's VECTOR elements of a rows x cols matrix, of whose blocks this is number `block`: false past its end.
+__device__ __forceinline__ bool place(i64 rows, i64 cols, i64& row, i64& column, u32 block = blockIdx.x) {
     i64 per_row = (cols + VECTOR - 1) / VECTOR;
-    i64 index = static_cast<i64>(blockIdx.x) * THREADS + threadIdx.x;
+    i64 index = static_cast<i64>(block) * THREADS + threadIdx.x;
     row = index / per_row;
     column = (index - row * per_row) * VECTOR;
     return row < rows;
+}
+
+// Whose blocks this one is among.
+__device__ __forceinline__ const RealignJob& job_of(const RealignParams& p) {
+    constexpr u32 JOBS = sizeof(p.jobs) / sizeof(RealignJob);
+    u32 job = 0;
+    while (job + 1 < JOBS && blockIdx.x >= p.jobs[job + 1].first_block) ++job;
+    return p.jobs[job];
 }
 
 #if PASS == FORWARD || PASS == BACKWARD
@@ -76,8 +84,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) swiglu_kernel(const __grid
         up[i] = z[i] * du;
     }
     bool whole_to = aligned<DTYPE>(p.to_gate.data, p.to_gate.stride) && aligned<DTYPE>(p.to_up.data, p.to_up.stride);
-    write<DTYPE>(element<DTYPE>(p.to_gate.data, row * p.to_gate.stride + column), gate, count, whole_to);
-    write<DTYPE>(element<DTYPE>(p.to_up.data, row * p.to_up.stride + column), up, count, whole_to);
+    i64 count_to = p.fills ? VECTOR : count;
+    write<DTYPE>(element<DTYPE>(p.to_gate.data, row * p.to_gate.stride + column), gate, count_to, whole_to);
+    write<DTYPE>(element<DTYPE>(p.to_up.data, row * p.to_up.stride + column), up, count_to, whole_to);
 #endif
 }
 
@@ -101,10 +110,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) swiglu_kernel(const __grid
 
 #elif PASS == REALIGN
 
-extern "C" __global__ void __launch_bounds__(THREADS) swiglu_kernel(const __grid_constant__ RealignParams p) {
+extern "C" __global__ void __launch_bounds__(THREADS) swiglu_kernel(const __grid_constant__ RealignParams jobs) {
     follow();
+    const RealignJob& p = job_of(jobs);
     i64 row, column;
-    if (!place(p.rows, p.cols, row, column)) return;
+    if (!place(p.rows, p.cols, row, column, blockIdx.x - static_cast<u32>(p.first_block))) return;
     Pack<DTYPE, VECTOR> pack;
     pack.load(element<DTYPE>(p.from.data, row * p.from.stride + column), p.cols - column, false);
     pack.store(element<DTYPE>(p.to.data, row * p.to.stride + column), VECTOR, true);
@@ -157,12 +167,13 @@ __device__ __forceinline__ void split_parts(float v, u16 (&parts)[3]) {
     parts[2] = finite ? to_part(rest * 65536.0f) : 0;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) swiglu_kernel(const __grid_constant__ RealignParams p) {
+extern "C" __global__ void __launch_bounds__(THREADS) swiglu_kernel(const __grid_constant__ RealignParams jobs) {
     follow();
+    const RealignJob& p = job_of(jobs);
     i64 row, column;
     // Boxes of 64 rows along k must end in zeros.
     i64 rows = (p.rows + 63) / 64 * 64;
-    if (!place(rows, p.cols, row, column)) return;
+    if (!place(rows, p.cols, row, column, blockIdx.x - static_cast<u32>(p.first_block))) return;
     i64 count = row < p.rows ? p.cols - column : 0;
     constexpr int HALF = 16 / sizeof(float);
     float values[2][HALF];
@@ -205,11 +216,13 @@ static_assert(ACROSS * ACROSS == THREADS, "every thread has one part of the tile
 // banks, and so do 8 that read neighbours in one row.
 __device__ __forceinline__ int turned(int row, int chunk) { return row * ACROSS + (chunk ^ (row / SIDE % 8)); }
 
-extern "C" __global__ void __launch_bounds__(THREADS) swiglu_kernel(const __grid_constant__ RealignParams p) {
+extern "C" __global__ void __launch_bounds__(THREADS) swiglu_kernel(const __grid_constant__ RealignParams jobs) {
     follow();
+    const RealignJob& p = job_of(jobs);
+    u32 block = blockIdx.x - static_cast<u32>(p.first_block);
     u32 across = static_cast<u32>((p.cols + EDGE - 1) / EDGE);
-    i64 row0 = blockIdx.x / across * EDGE;
-    i64 column0 = blockIdx.x % across * EDGE;
+    i64 row0 = block / across * EDGE;
+    i64 column0 = block % across * EDGE;
     int x = threadIdx.x % ACROSS;
     int y = threadIdx.x / ACROSS;
     i64 row = row0 + SIDE * y;

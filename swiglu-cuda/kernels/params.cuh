@@ -85,17 +85,27 @@ struct GateParams {
     i64 cols;
     float alpha;
     float limit;
+    // Whether rows of to_gate and to_up have room up to the next multiple of 16 bytes, which becomes zeros.
+    u32 fills;
+    u32 unused;
 };
-static_assert(sizeof(GateParams) == 104, "src/params.rs has the same size");
+static_assert(sizeof(GateParams) == 112, "src/params.rs has the same size");
 
 // A copy to rows at multiples of 16 bytes, which end in zeros.
-struct RealignParams {
+struct RealignJob {
     Input from;
     Output to;
     i64 rows;
     i64 cols;
+    // Of the grid; beyond it where there is no such job.
+    u64 first_block;
 };
-static_assert(sizeof(RealignParams) == 48, "src/params.rs has the same size");
+
+// Several matrices in one launch, in the order of their blocks.
+struct RealignParams {
+    RealignJob jobs[4];
+};
+static_assert(sizeof(RealignParams) == 224, "src/params.rs has the same size");
 
 // to[i] = from[named[i * named_stride]], whose rows are `from_rows`.
 struct GatherParams {

@@ -3,6 +3,7 @@
 #include "epilogue.cuh"
 #include "pack.cuh"
 #include "sm90_ptx.cuh"
+#include "sm90_rows.cuh"
 #include "sm90_wgmma.cuh"
 
 // What one thread has of 8 columns: two neighbours in one row, and in the row 8 further.
@@ -152,65 +153,62 @@ __device__ __forceinline__ void take_gradients(const GemmParams& p, const Place&
 }
 #endif
 
+#if PRODUCT != COTANGENTS
+// A matrix that is written, and what TMA knows of it.
+struct Target {
+    const TensorMap& map;
+    const Output& matrix;
+};
+
 // Sums of gate, or of up, or of C, to one matrix.
+#if C_BOXES
+// TMA leaves out what is not in the matrix, in steps of 16 bytes: its rows start and end at multiples.
 template <u32 which, u32 count>
-__device__ __forceinline__ void send_sums(const TensorMap& map, const Place& place, const float (&d)[count],
-                                          Boxes& boxes) {
+__device__ __forceinline__ void send_sums(const GemmParams&, const Target& to, const Place& place,
+                                          const float (&d)[count], Boxes& boxes) {
     constexpr u32 kBoxes = count / 4 / kHalves * 8 / kBoxColumns;
 #pragma unroll
     for (u32 box = 0; box < kBoxes; ++box) {
         boxes.fill([&](u32 c) { return sums_of<which>(d, box * (kBoxColumns / 8) + c); });
-        boxes.send(map, place.column0 + box * kBoxColumns, place.row0);
+        boxes.send(to.map, place.column0 + box * kBoxColumns, place.row0);
     }
 }
+#else
+template <u32 which, u32 count>
+__device__ __forceinline__ void send_sums(const GemmParams& p, const Target& to, const Place& place,
+                                          const float (&d)[count], const Boxes& boxes) {
+    StagedSums sums(boxes.slots, place.warp);
+    i64 row0 = place.row0 + kStagedRows * place.warp;
+    bool add = PRODUCT == STORE && p.add != 0;
+#pragma unroll
+    for (u32 part = 0; part < count / 32 / kHalves; ++part) {
+        i64 column0 = place.column0 + part * kStagedColumns;
+        if (column0 >= p.n) return;
+        sums.put(d, which * 32 + part * 32, place.lane);
+        RowBlock(p, to.matrix, row0, column0, kStagedColumns, place.lane).write(sums, add);
+    }
+}
+#endif
 
-#if PRODUCT != COTANGENTS
-// C by TMA, which leaves out what is not in the matrix, in steps of 16 bytes: its rows start and end at multiples.
-__device__ __forceinline__ void write_boxes(const Sm90Params& p, const Place& place, Sums& d, Boxes& boxes) {
+// What becomes of a half of a tile's sums, or of all.
+__device__ __forceinline__ void write_sums(const Sm90Params& p, const Place& place, Sums& d, Boxes& boxes) {
+    auto c = [&](u32 i) { return Target{p.c[i], p.gemm.c[i]}; };
 #if PRODUCT == STORE
-    send_sums<0>(p.c[place.product], place, d, boxes);
+    send_sums<0>(p.gemm, c(place.product), place, d, boxes);
 #else
     add_bias(p.gemm, place, d);
 #if PRODUCT == GATE
     if (p.gemm.pre[0].data != nullptr) {
-        send_sums<0>(p.pre[0], place, d, boxes);
-        send_sums<1>(p.pre[1], place, d, boxes);
+        send_sums<0>(p.gemm, {p.pre[0], p.gemm.pre[0]}, place, d, boxes);
+        send_sums<1>(p.gemm, {p.pre[1], p.gemm.pre[1]}, place, d, boxes);
     }
     take_gate(p.gemm, d);
-    send_sums<0>(p.c[0], place, d, boxes);
+    send_sums<0>(p.gemm, c(0), place, d, boxes);
 #else
     take_gradients(p.gemm, place, d);
-    send_sums<0>(p.c[0], place, d, boxes);
-    send_sums<1>(p.c[1], place, d, boxes);
+    send_sums<0>(p.gemm, c(0), place, d, boxes);
+    send_sums<1>(p.gemm, c(1), place, d, boxes);
 #endif
 #endif
 }
 #endif
-
-// C element by element, for any alignment, and where C is added to.
-template <u32 count>
-__device__ __forceinline__ void write_pairs(const GemmParams& p, const Place& place, const float (&d)[count]) {
-#pragma unroll
-    for (u32 chunk = 0; chunk < count / 4 / kHalves; ++chunk) {
-        i64 column = place.column(chunk);
-        if (column >= p.n) continue;
-        bool both = column + 1 < p.n;
-        float2 bias[kHalves];
-#pragma unroll
-        for (u32 which = 0; which < kHalves; ++which) {
-            bias[which] = load_bias(p.bias[place.product + which], column, both);
-        }
-#pragma unroll
-        for (u32 below = 0; below < 2; ++below) {
-            i64 row = place.row() + 8 * below;
-            if (row >= p.m) continue;
-            float2 pair[kHalves];
-#pragma unroll
-            for (u32 which = 0; which < kHalves; ++which) {
-                u32 i = which * 32 + 4 * chunk + 2 * below;
-                pair[which] = {d[i] + bias[which].x, d[i + 1] + bias[which].y};
-            }
-            finish(p, place.product, row, column, both, pair);
-        }
-    }
-}

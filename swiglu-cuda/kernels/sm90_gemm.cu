@@ -2,7 +2,7 @@
 //
 // Macros: DTYPE (F16 or BF16, or F32 with TF32), A_TRANS, B_TRANS, PRODUCT, GATE_FUNCTION, OUT_F32 (C of STORE is f32),
 // CLUSTER (1 or 2 blocks, which share B), C_BOXES (C and pre are written by TMA: their rows start and end at multiples of
-// 16 bytes, and nothing is added), C_VECTOR (dz, and C without C_BOXES, may be accessed two elements at a time),
+// 16 bytes, and nothing is added; else as sm90_rows.cuh has it), C_VECTOR (dz may be read two elements at a time),
 // FORM_COTANGENTS (A is formed first, as sm90_cotangents.cuh has it, with FORM_AHEAD and FORM_HURRIES), SLICES (blocks that share a tile, as sm90_slices.cuh
 // has it: 1 to 4; 5, 6 and 8 gain nothing), TILE_N (columns of a tile, 256 or 128).
 //
@@ -231,10 +231,17 @@ __device__ __forceinline__ void write_half(const Sm90Params& p, const Tile& tile
     if (place.column0 >= p.gemm.n) return;
 #if PRODUCT == COTANGENTS
     take_upstream(p.gemm, place.row0, place.column0, d, boxes.slots, boxes.warp, boxes.lane);
-#elif C_BOXES
-    write_boxes(p, place, d, boxes);
 #else
-    write_pairs(p.gemm, place, d);
+    write_sums(p, place, d, boxes);
+#endif
+}
+
+// What a tile is added to, on its way to L2 while it is multiplied.
+__device__ __forceinline__ void fetch_old(const Sm90Params& p, const Tile& tile, u32 consumer, const Boxes& boxes) {
+#if PRODUCT == STORE && !C_BOXES
+    if (p.gemm.add == 0) return;
+    i64 row0 = tile.m0 + 64 * consumer + kStagedRows * boxes.warp;
+    RowBlock(p.gemm, p.gemm.c[tile.product], row0, tile.n0, kTileN, boxes.lane).fetch();
 #endif
 }
 
@@ -247,9 +254,11 @@ __device__ __forceinline__ void consume(const Sm90Params& p, const Ring& ring, c
     Boxes boxes = {ring.boxes(number), 0, 1 + number, thread % 32, thread / 32};
     Consumer consumer = {ring, number, thread, Cursor()};
     for (u32 index = first; index < order.total; index += step) {
+        Tile tile = order.at(index);
+        fetch_old(p, tile, number, boxes);
         Sums d;
         consumer.multiply_narrow(d, blocks);
-        write_half(p, order.at(index), number, 0, d, boxes);
+        write_half(p, tile, number, 0, d, boxes);
     }
     // Shared memory stays until it has been read.
     if (boxes.leads()) wait_for_reads<0>();
@@ -274,6 +283,7 @@ __device__ __forceinline__ void consume(const Sm90Params& p, const Ring& ring, c
         tile = order.at(index);
         consumer.multiply_end<1>(d[1], start, true);
         consumer.release_end(start);
+        fetch_old(p, tile, number, boxes);
         change_width(d);
         consumer.multiply_middle(d, blocks - 2 * kEnd);
         change_width(d);

@@ -81,10 +81,6 @@ __device__ __forceinline__ void write_own(const Sm90Params& p, u32 base, const T
         if (box.owner != slice || place.column0 >= p.gemm.n) continue;
         BoxSums sums;
         add_parts(sums, base, box, thread);
-#if C_BOXES
-        send_sums<0>(p.c[place.product], place, sums, boxes);
-#else
-        write_pairs(p.gemm, place, sums);
-#endif
+        send_sums<0>(p.gemm, {p.c[place.product], p.gemm.c[place.product]}, place, sums, boxes);
     }
 }

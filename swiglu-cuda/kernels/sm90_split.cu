@@ -222,10 +222,8 @@ __device__ __forceinline__ void consume(const Sm90Params& p, const Ring& ring, c
         Place place = {tile.product, tile.m0 + 64 * number, tile.n0, boxes.lane, boxes.warp};
 #if PRODUCT == COTANGENTS
         take_upstream(p.gemm, place.row0, place.column0, d, boxes.slots, boxes.warp, boxes.lane);
-#elif C_BOXES
-        write_boxes(p, place, d, boxes);
 #else
-        write_pairs(p.gemm, place, d);
+        write_sums(p, place, d, boxes);
 #endif
     }
     // Shared memory stays until it has been read.

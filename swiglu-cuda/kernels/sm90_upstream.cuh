@@ -1,13 +1,13 @@
 // From sums that are dz to the cotangents of gate and up, of which the pre-activations are in memory. The file with the
 // kernel's shape comes first.
 //
-// Sums go through shared memory, where TMA's boxes have no use of it: 64 columns of a warp's 16 rows at a time. What a lane
-// finishes then are neighbours in a row, in one access each, by a loop. Taken from registers as the tensor cores leave them,
+// Sums go through shared memory, 64 columns of a warp's 16 rows at a time. What a lane finishes then are neighbours in a row, in one access each, by a loop. Taken from registers as the tensor cores leave them,
 // in code that is unrolled over them, a tile took 80 us longer: the kernel was 310 KB of instructions, and waited for them.
 #pragma once
 #include "epilogue.cuh"
 #include "pack.cuh"
 #include "sm90_ptx.cuh"
+#include "sm90_staged.cuh"
 #include "sm90_wgmma.cuh"
 
 // Elements that a lane takes at once: 16 bytes, or half of that where they are not one access.
@@ -15,54 +15,8 @@ constexpr u32 kTaken = C_BOXES || DTYPE == F32 ? 16 / sizeof(Out::Bits) : 4;
 // Whether there is code of its own for where nothing is outside and all arguments are tame. With erf, and in f32, it would be
 // as long as the other.
 #define TAKE_TAME (C_BOXES && DTYPE != F32 && GATE_FUNCTION != GEGLU_ERF)
-constexpr u32 kTakenColumns = 64;
-constexpr u32 kTakenRows = 16;
-constexpr u32 kLanesInRow = kTakenColumns / kTaken;
+constexpr u32 kLanesInRow = kStagedColumns / kTaken;
 constexpr u32 kRowsAtOnce = 32 / kLanesInRow;
-
-// A warp's sums in shared memory: row after row, 16 bytes at place u ^ 2 * (r % 8) of row r, so that neither the lanes that
-// write, of four rows at a time, nor those that read meet in a bank but in twos.
-struct TakenSums {
-    u32 base;
-
-    __device__ __forceinline__ u32 at(u32 row, u32 unit) const {
-        return base + row * (4 * kTakenColumns) + ((unit ^ (2 * (row % 8))) * 16);
-    }
-
-    // From the registers of a lane, `first` being the first of 32 sums.
-    template <u32 first, u32 count>
-    __device__ __forceinline__ void put(const float (&d)[count], u32 lane) const {
-#pragma unroll
-        for (u32 chunk = 0; chunk < kTakenColumns / 8; ++chunk) {
-            u32 unit = 2 * chunk + lane % 4 / 2;
-            const float* sums = &d[first + 4 * chunk];
-            put_pair(at(lane / 4, unit) + lane % 2 * 8, sums[0], sums[1]);
-            put_pair(at(lane / 4 + 8, unit) + lane % 2 * 8, sums[2], sums[3]);
-        }
-    }
-
-    // Those of kTaken columns.
-    __device__ __forceinline__ void get(float (&to)[kTaken], u32 row, u32 column) const {
-#pragma unroll
-        for (u32 i = 0; i < kTaken; i += 4) {
-            asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
-                         : "=f"(to[i]), "=f"(to[i + 1]), "=f"(to[i + 2]), "=f"(to[i + 3])
-                         : "r"(at(row, (column + i) / 4))
-                         : "memory");
-        }
-    }
-
-    __device__ __forceinline__ float get_one(u32 row, u32 column) const {
-        float sum;
-        asm volatile("ld.shared.f32 %0, [%1];" : "=f"(sum) : "r"(at(row, column / 4) + column % 4 * 4) : "memory");
-        return sum;
-    }
-
-  private:
-    static __device__ __forceinline__ void put_pair(u32 to, float x, float y) {
-        asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(x), "f"(y) : "memory");
-    }
-};
 
 #if TAKE_TAME
 // A lane's place in the matrices.
@@ -116,37 +70,37 @@ struct TamePair {
 };
 
 // The first rows, as long as all arguments are tame. Returns how many.
-__device__ __forceinline__ u32 take_tame(const GemmParams& p, i64 row0, i64 column0, const TakenSums& sums, u32 lane) {
+__device__ __forceinline__ u32 take_tame(const GemmParams& p, i64 row0, i64 column0, const StagedSums& sums, u32 lane) {
     u32 row = lane / kLanesInRow;
     u32 column = lane % kLanesInRow * kTaken;
     TamePlace at(p, row0 + row, column0 + column);
     TamePair next;
     next.load(p, at);
 #pragma unroll 1
-    for (u32 done = 0; done < kTakenRows; done += kRowsAtOnce) {
+    for (u32 done = 0; done < kStagedRows; done += kRowsAtOnce) {
         TamePair now = next;
-        if (done + kRowsAtOnce < kTakenRows) next.load(p, at);
+        if (done + kRowsAtOnce < kStagedRows) next.load(p, at);
         if (!__all_sync(~0u, now.is_tame_all(p))) return done;
         float dz[kTaken];
         sums.get(dz, row + done, column);
         now.finish(p, at, dz);
     }
-    return kTakenRows;
+    return kStagedRows;
 }
 
 // Any rows from `first` on, any columns and any arguments, one after the other: there are few, and registers are for the
 // sums.
-__device__ __forceinline__ void take_each(const GemmParams& p, i64 row0, i64 column0, const TakenSums& sums, u32 lane,
+__device__ __forceinline__ void take_each(const GemmParams& p, i64 row0, i64 column0, const StagedSums& sums, u32 lane,
                                           u32 first) {
 #pragma unroll 1
-    for (u32 i = first * kTakenColumns + lane; i < kTakenRows * kTakenColumns; i += 32) {
-        u32 row = i / kTakenColumns;
+    for (u32 i = first * kStagedColumns + lane; i < kStagedRows * kStagedColumns; i += 32) {
+        u32 row = i / kStagedColumns;
         i64 y = row0 + row;
-        i64 x = column0 + i % kTakenColumns;
+        i64 x = column0 + i % kStagedColumns;
         if (y >= p.m || x >= p.n) continue;
         float gate = load_pair<In>(p.pre[0].data, y * p.pre[0].stride + x, false).x + load_bias(p.bias[0], x, false).x;
         float up = load_pair<In>(p.pre[1].data, y * p.pre[1].stride + x, false).x + load_bias(p.bias[1], x, false).x;
-        float dz = sums.get_one(row, i % kTakenColumns);
+        float dz = sums.get_one(row, i % kStagedColumns);
         float dg, du;
         short_gate_partials(gate, up, p.alpha, p.limit, dg, du);
         store_pair<Out>(p.c[0].data, y * p.c[0].stride + x, false, dz * dg, 0.0f);
@@ -217,15 +171,15 @@ struct TakenPair {
 };
 
 // Any rows, columns and arguments. The next pre-activations are on their way while the last are finished.
-__device__ __forceinline__ void take_any(const GemmParams& p, i64 row0, i64 column0, const TakenSums& sums, u32 lane) {
+__device__ __forceinline__ void take_any(const GemmParams& p, i64 row0, i64 column0, const StagedSums& sums, u32 lane) {
     u32 row = lane / kLanesInRow;
     u32 column = lane % kLanesInRow * kTaken;
     TakenPair next;
     next.load(p, row0 + row, column0 + column);
 #pragma unroll 1
-    for (; row < kTakenRows; row += kRowsAtOnce) {
+    for (; row < kStagedRows; row += kRowsAtOnce) {
         TakenPair now = next;
-        if (row + kRowsAtOnce < kTakenRows) next.load(p, row0 + row + kRowsAtOnce, column0 + column);
+        if (row + kRowsAtOnce < kStagedRows) next.load(p, row0 + row + kRowsAtOnce, column0 + column);
         if (now.count <= 0) continue;
         float dz[kTaken];
         sums.get(dz, row, column);
@@ -235,17 +189,14 @@ __device__ __forceinline__ void take_any(const GemmParams& p, i64 row0, i64 colu
 #endif
 
 // 64 columns of a warp's rows.
-template <u32 first, u32 count>
-__device__ __forceinline__ void take_columns(const GemmParams& p, i64 row0, i64 column0, const float (&d)[count],
-                                             const TakenSums& sums, u32 lane) {
-    // What was there has been read.
-    __syncwarp();
-    sums.put<first>(d, lane);
-    __syncwarp();
+template <u32 count>
+__device__ __forceinline__ void take_columns(const GemmParams& p, i64 row0, i64 column0, const float (&d)[count], u32 first,
+                                             const StagedSums& sums, u32 lane) {
+    sums.put(d, first, lane);
 #if TAKE_TAME
-    bool inside = row0 + kTakenRows <= p.m && column0 + kTakenColumns <= p.n && p.bias[0] == nullptr;
+    bool inside = row0 + kStagedRows <= p.m && column0 + kStagedColumns <= p.n && p.bias[0] == nullptr;
     u32 done = inside ? take_tame(p, row0, column0, sums, lane) : 0;
-    if (done < kTakenRows) take_each(p, row0, column0, sums, lane, done);
+    if (done < kStagedRows) take_each(p, row0, column0, sums, lane, done);
 #else
     take_any(p, row0, column0, sums, lane);
 #endif
@@ -256,8 +207,8 @@ template <u32 count>
 __device__ __forceinline__ void take_upstream(const GemmParams& p, i64 row0, i64 column0, const float (&d)[count],
                                               u32 shared, u32 warp, u32 lane) {
     static_assert(count == 64, "128 columns");
-    TakenSums sums = {shared + warp * (kTakenRows * kTakenColumns * 4)};
-    take_columns<0>(p, row0 + 16 * warp, column0, d, sums, lane);
-    if (column0 + kTakenColumns >= p.n) return;
-    take_columns<32>(p, row0 + 16 * warp, column0 + kTakenColumns, d, sums, lane);
+    StagedSums sums(shared, warp);
+    take_columns(p, row0 + 16 * warp, column0, d, 0, sums, lane);
+    if (column0 + kStagedColumns >= p.n) return;
+    take_columns(p, row0 + 16 * warp, column0 + kStagedColumns, d, 32, sums, lane);
 }

@@ -275,9 +275,7 @@ fn gate_params<T: Element>(
 ) -> Result<GateParams> {
     let Dims { batch, hidden, .. } = problem.dims;
     let (_, alpha, limit) = gate_code(w.function())?;
-    let [gate, up] = halves(pre, hidden, T::DTYPE);
-    let (rows, cols) = (batch as i64, hidden as i64);
-    Ok(GateParams { gate, up, z, to_gate: gate, to_up: up, rows, cols, alpha, limit })
+    Ok(GateParams::new(halves(pre, hidden, T::DTYPE), z, (batch, hidden), (alpha, limit)))
 }
 
 /// Enqueues a checked forward.

@@ -14,7 +14,7 @@ use crate::memory::CudaMemory;
 use crate::params::{AdamWParams, AddBiasParams, CrossEntropyParams, GateParams, GatherParams, Operand};
 use crate::passes::{column_sums, destination, out_type};
 use crate::plan::Sums;
-use crate::realign::{ROW_BYTES, Room};
+use crate::realign::{self, ROW_BYTES, Room};
 
 impl Cuda {
     fn product<T: Element>(&self, call: MatMul<'_, T, CudaMemory>) -> Result<()> {
@@ -37,8 +37,8 @@ impl Cuda {
             return multiply(&mut call, &product);
         }
         // cuBLAS takes 22 ms for 4 where rows are of odd length (8191, 11007, 4095 on an H100).
-        let aligned = |room: Option<Room>, from| room.map_or(Ok(from), |room| room.fill(&call, from));
-        let product = Product { a: aligned(rooms[0], from_a)?, b: aligned(rooms[1], from_b)?, ..product };
+        let [a, b] = realign::fill(&call, rooms, [from_a, from_b])?;
+        let product = Product { a, b, ..product };
         multiply_by_kernel(&call, self.planner(), &product)
     }
 
@@ -75,17 +75,8 @@ impl Cuda {
         let (code, alpha, limit) = gate_code(gate)?;
         let half =
             |first: usize| -> Result<Operand> { Ok(Operand::read(pre.sub(0..rows, first..first + cols)?)) };
-        let params = GateParams {
-            gate: half(0)?,
-            up: half(cols)?,
-            z: Operand::write(&z),
-            to_gate: Operand::NONE,
-            to_up: Operand::NONE,
-            rows: rows as i64,
-            cols: cols as i64,
-            alpha,
-            limit,
-        };
+        let params =
+            GateParams::new([half(0)?, half(cols)?], Operand::write(&z), (rows, cols), (alpha, limit));
         let kernel = Kernel::GateForward { dtype: T::DTYPE, gate: code };
         self.queue().call(0)?.launch_on(kernel, params.rows, params.cols, &params)
     }
@@ -95,18 +86,8 @@ impl Cuda {
         let (rows, cols) = dz.shape();
         let (code, alpha, limit) = gate_code(gate)?;
         let (gate, up) = pre.split_cols(cols)?;
-        let (gate, up) = (Operand::write(&gate), Operand::write(&up));
-        let params = GateParams {
-            gate,
-            up,
-            z: Operand::read(dz),
-            to_gate: gate,
-            to_up: up,
-            rows: rows as i64,
-            cols: cols as i64,
-            alpha,
-            limit,
-        };
+        let pre = [Operand::write(&gate), Operand::write(&up)];
+        let params = GateParams::new(pre, Operand::read(dz), (rows, cols), (alpha, limit));
         let kernel = Kernel::GateBackward { dtype: T::DTYPE, gate: code };
         self.queue().call(0)?.launch_on(kernel, params.rows, params.cols, &params)
     }

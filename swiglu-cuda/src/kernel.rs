@@ -29,6 +29,8 @@ const HEADERS: &[(&str, &str)] = &[
     ("sm90_walk.cuh", include_str!("../kernels/sm90_walk.cuh")),
     ("sm90_slices.cuh", include_str!("../kernels/sm90_slices.cuh")),
     ("sm90_cotangents.cuh", include_str!("../kernels/sm90_cotangents.cuh")),
+    ("sm90_staged.cuh", include_str!("../kernels/sm90_staged.cuh")),
+    ("sm90_rows.cuh", include_str!("../kernels/sm90_rows.cuh")),
     ("sm90_epilogue.cuh", include_str!("../kernels/sm90_epilogue.cuh")),
     ("sm90_upstream.cuh", include_str!("../kernels/sm90_upstream.cuh")),
     ("mma_config.cuh", include_str!("../kernels/mma_config.cuh")),

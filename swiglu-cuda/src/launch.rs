@@ -63,6 +63,8 @@ impl Function {
     }
 }
 
+/// The driver's limit on bytes from row to row: CU_DEVICE_ATTRIBUTE_MAX_PITCH, 2^31 - 1 on every device so far.
+const MAX_PITCH: usize = i32::MAX as usize;
 /// gridDim.x is at most this; see the table of technical specifications in the CUDA programming guide.
 const MAX_BLOCKS: u64 = (1 << 31) - 1;
 
@@ -212,6 +214,20 @@ impl Stream {
         self.code("cuMemsetD8Async", unsafe { sys::cuMemsetD8Async(address, 0, bytes, self.raw.cu_stream()) })
     }
 
+    /// Zeros in `rows` rows from `address` on, so many bytes in each, which are `pitch` apart.
+    pub(crate) fn clear_rows(&self, address: u64, (rows, bytes): (usize, usize), pitch: usize) -> Result<()> {
+        if rows == 0 || bytes == 0 {
+            return Ok(());
+        }
+        if pitch >= MAX_PITCH {
+            return (0..rows).try_for_each(|row| self.clear(address + (row * pitch) as u64, bytes));
+        }
+        let stream = self.raw.cu_stream();
+        // SAFETY: *current context*; callers pass rows of a block that they own.
+        let code = unsafe { sys::cuMemsetD2D8Async(address, pitch, 0, bytes, rows, stream) };
+        self.code("cuMemsetD2D8Async", code)
+    }
+
     /// Enqueues a copy of rows.
     ///
     /// # Safety
@@ -226,8 +242,7 @@ impl Stream {
             // SAFETY: the caller's promise.
             return unsafe { self.copy_block(from, to, count * bytes, 1) };
         }
-        // The driver's limit on a pitch is CU_DEVICE_ATTRIBUTE_MAX_PITCH, 2^31 - 1 on every device so far.
-        if from.stride.max(to.stride) < i32::MAX as usize {
+        if from.stride.max(to.stride) < MAX_PITCH {
             // SAFETY: the caller's promise.
             return unsafe { self.copy_block(from, to, bytes, count) };
         }

@@ -75,7 +75,7 @@ pub(crate) struct Sm90Params {
 
 /// Twin of `GateParams`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct GateParams {
     pub(crate) gate: Operand,
     pub(crate) up: Operand,
@@ -86,16 +86,50 @@ pub(crate) struct GateParams {
     pub(crate) cols: i64,
     pub(crate) alpha: f32,
     pub(crate) limit: f32,
+    pub(crate) fills: u32,
+    pub(crate) unused: u32,
 }
 
-/// Twin of `RealignParams`.
+impl GateParams {
+    /// Both halves of pre-activations of so many rows and columns, and z or dz. Cotangents take their place.
+    pub(crate) fn new(
+        [gate, up]: [Operand; 2],
+        z: Operand,
+        (rows, cols): (usize, usize),
+        (alpha, limit): (f32, f32),
+    ) -> Self {
+        let (rows, cols, to_gate, to_up) = (rows as i64, cols as i64, gate, up);
+        Self { gate, up, z, to_gate, to_up, rows, cols, alpha, limit, fills: 0, unused: 0 }
+    }
+
+    /// Cotangents go to rows of their own, which have room up to the next multiple of 16 bytes: zeros come there.
+    pub(crate) fn to_rooms(self, [to_gate, to_up]: [Operand; 2]) -> Self {
+        Self { to_gate, to_up, fills: 1, ..self }
+    }
+}
+
+/// Twin of `RealignJob`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct RealignParams {
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RealignJob {
     pub(crate) from: Operand,
     pub(crate) to: Operand,
     pub(crate) rows: i64,
     pub(crate) cols: i64,
+    pub(crate) first_block: u64,
+}
+
+impl RealignJob {
+    /// No block is this job's.
+    pub(crate) const NONE: Self =
+        Self { from: Operand::NONE, to: Operand::NONE, rows: 0, cols: 0, first_block: u64::MAX };
+}
+
+/// Twin of `RealignParams`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RealignParams {
+    pub(crate) jobs: [RealignJob; 4],
 }
 
 /// Twin of `GatherParams`.
@@ -176,8 +210,8 @@ pub(crate) struct AdamWParams {
 const _: () = {
     assert!(size_of::<GemmParams>() == 200);
     assert!(size_of::<Sm90Params>() == 1280);
-    assert!(size_of::<GateParams>() == 104);
-    assert!(size_of::<RealignParams>() == 48);
+    assert!(size_of::<GateParams>() == 112);
+    assert!(size_of::<RealignParams>() == 224);
     assert!(size_of::<GatherParams>() == 72);
     assert!(size_of::<AddBiasParams>() == 40);
     assert!(size_of::<ColumnSumsParams>() == 72);

@@ -12,7 +12,7 @@ use crate::memory::CudaMemory;
 use crate::params::{ColumnSumsParams, GateParams, GemmParams, Operand};
 use crate::plan::{BackwardPlan, Cotangents, Planner, Sums};
 use crate::queue::{Call, Queue};
-use crate::realign::{Room, Rounded};
+use crate::realign::{self, Room, Rounded};
 
 /// Starts a product whose operands are rounded first, where there is room for that.
 fn launch_rounded(call: &Call<'_>, gemm: Gemm, rounded: &Rounded, params: &GemmParams) -> Result<()> {
@@ -101,12 +101,15 @@ impl Dab {
     }
 
     /// In the workspace.
-    fn in_rooms(call: &Call<'_>, rooms: [Room; 2]) -> Result<Self> {
-        for room in rooms {
-            room.clear_ends(call)?;
-        }
+    fn at(call: &Call<'_>, rooms: [Room; 2]) -> Self {
         let [gate, up] = rooms.map(|room| room.operand(call));
-        Ok(Self { gate, up })
+        Self { gate, up }
+    }
+
+    /// The same for products to write, which leave the ends of rows as they are.
+    fn in_rooms(call: &Call<'_>, rooms: [Room; 2]) -> Result<Self> {
+        rooms.iter().try_for_each(|room| room.clear_ends(call))?;
+        Ok(Self::at(call, rooms))
     }
 }
 
@@ -127,7 +130,10 @@ pub(crate) fn backward<T: Element>(
     let forming = Forming { call: &call, plan: &plan, problem: &problem, w: &w, upstream };
     let Some(dab) = forming.cotangents(pre, projected)? else { return Ok(()) };
     let dab_parts = match plan.split.dab {
-        Some([gate, up]) => Dab { gate: gate.fill(&call, dab.gate)?, up: up.fill(&call, dab.up)? },
+        Some(rooms) => {
+            let [gate, up] = realign::fill(&call, rooms.map(Some), [dab.gate, dab.up])?;
+            Dab { gate, up }
+        }
         None => dab,
     };
     let factor = |gemm: Gemm| if gemm.splits() { dab_parts } else { dab };
@@ -229,29 +235,21 @@ impl<T: Element> Forming<'_, T> {
                 Ok(Some(dab))
             }
             (Cotangents::Saved { gate, to }, Some(pre)) => {
-                let dab = to.map_or(Ok(pre), |rooms| Dab::in_rooms(call, rooms))?;
-                self.gate_gradient(gate, pre, dab)?;
-                Ok(Some(dab))
+                let rooms = to.map(|rooms| Dab::at(call, rooms));
+                self.gate_gradient(gate, pre, rooms)?;
+                Ok(Some(rooms.unwrap_or(pre)))
             }
             (Cotangents::Formed { .. }, pre) => Ok(pre),
             (Cotangents::Saved { .. } | Cotangents::Projected { .. }, _) => Ok(None),
         }
     }
 
-    /// The pass over pre-activations and dz.
-    fn gate_gradient(&self, gate: GateCode, pre: Dab, dab: Dab) -> Result<()> {
+    /// The pass over pre-activations and dz, in place or into rooms.
+    fn gate_gradient(&self, gate: GateCode, pre: Dab, rooms: Option<Dab>) -> Result<()> {
         let (_, alpha, limit) = gate_code(self.w.function())?;
-        let params = GateParams {
-            gate: pre.gate,
-            up: pre.up,
-            z: self.dz(),
-            to_gate: dab.gate,
-            to_up: dab.up,
-            rows: self.problem.dims.batch as i64,
-            cols: self.problem.dims.hidden as i64,
-            alpha,
-            limit,
-        };
+        let Dims { batch, hidden, .. } = self.problem.dims;
+        let in_place = GateParams::new([pre.gate, pre.up], self.dz(), (batch, hidden), (alpha, limit));
+        let params = rooms.map_or(in_place, |dab| in_place.to_rooms([dab.gate, dab.up]));
         let kernel = Kernel::GateBackward { dtype: T::DTYPE, gate };
         self.call.launch_on(kernel, params.rows, params.cols, &params)
     }

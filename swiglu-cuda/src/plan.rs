@@ -69,8 +69,8 @@ impl Planner<'_> {
                 let ForwardPlan { kernel, realigned, rounded, workspace_bytes, notes } =
                     planner.forward(problem, save)?;
                 let last = format!("{kernel}: {} of both projections", problem.gate);
-                let before = realigned.launches().chain(rounded.launches());
-                (before.chain([last]).collect(), workspace_bytes, notes)
+                let launches = [realigned.launches(), rounded.launches(), vec![last]].concat();
+                (launches, workspace_bytes, notes)
             }
             Pass::Backward { .. } => {
                 let plan = planner.backward(problem)?;

@@ -105,6 +105,11 @@ impl Call<'_> {
         self.queue.stream.clear(self.at(offset), bytes)
     }
 
+    /// Fills rows of a part of the workspace with zeros, so many bytes in each, which are `pitch` apart.
+    pub(crate) fn clear_rows(&self, offset: usize, rows: (usize, usize), pitch: usize) -> Result<()> {
+        self.queue.stream.clear_rows(self.at(offset), rows, pitch)
+    }
+
     /// Starts a kernel on a matrix of `rows` by `cols`.
     pub(crate) fn launch_on<P: KernelParams>(
         &self,

@@ -4,8 +4,8 @@
 use swiglu_core::{Dtype, Problem, Result};
 
 use crate::arena::Layout;
-use crate::kernel::Kernel;
-use crate::params::{GemmParams, Operand, RealignParams};
+use crate::kernel::{Grid, Kernel};
+use crate::params::{GemmParams, Operand, RealignJob, RealignParams};
 use crate::queue::Call;
 
 /// Bytes that rows start at multiples of: the unit of `cp.async`, `ldmatrix` and TMA.
@@ -93,15 +93,14 @@ impl Room {
         }
     }
 
-    /// The launch that fills it with a matrix of this name, as a plan lists it.
-    pub(crate) fn launch(&self, name: &str) -> String {
-        let what = match self.form {
+    /// What its copy has that the matrix has not, as a plan says it.
+    fn what(&self) -> &'static str {
+        match self.form {
             Form::Same => "rows to 16 bytes",
             Form::Parts => "in three parts of bf16",
             Form::Rounded => "rounded",
             Form::Turned => "rounded and transposed",
-        };
-        format!("{}: {name}, {what}", self.kernel())
+        }
     }
 
     pub(crate) fn operand(&self, call: &Call<'_>) -> Operand {
@@ -111,20 +110,58 @@ impl Room {
     /// Zeros behind the rows. No sum depends on them: a copy of the last, partial 16 bytes takes only what is in the row.
     /// initcheck cannot tell, and a workspace that is clean is one thing less to think about.
     pub(crate) fn clear_ends(&self, call: &Call<'_>) -> Result<()> {
-        if self.stride == self.cols {
-            return Ok(());
-        }
-        call.clear(self.offset, self.rows * self.stride * self.dtype.bytes())
-    }
-
-    /// Enqueues the copy of a matrix. What comes back is what to read in its place.
-    pub(crate) fn fill(&self, call: &Call<'_>, from: Operand) -> Result<Operand> {
-        let to = self.operand(call);
-        let params = RealignParams { from, to, rows: self.rows as i64, cols: self.cols as i64 };
-        call.launch_on(self.kernel(), params.rows, params.cols, &params)?;
-        Ok(to)
+        let (bytes, end) = (self.dtype.bytes(), self.stride - self.cols);
+        call.clear_rows(self.offset + self.cols * bytes, (self.rows, end * bytes), self.stride * bytes)
     }
 }
+
+/// Enqueues the copies of matrices that have room for one: those by one kernel in one launch. What comes back is what to read
+/// in their place.
+pub(crate) fn fill<const N: usize>(
+    call: &Call<'_>,
+    rooms: [Option<Room>; N],
+    from: [Operand; N],
+) -> Result<[Operand; N]> {
+    for (i, room) in rooms.iter().enumerate() {
+        let Some(kernel) = room.map(|room| room.kernel()) else { continue };
+        let is_alike = |room: &Room| room.kernel() == kernel;
+        if !rooms[..i].iter().flatten().any(is_alike) {
+            let alike =
+                rooms.into_iter().zip(from).filter_map(|(room, from)| Some((room.filter(is_alike)?, from)));
+            launch(call, kernel, alike)?;
+        }
+    }
+    Ok(std::array::from_fn(|i| rooms[i].map_or(from[i], |room| room.operand(call))))
+}
+
+/// Copies matrices into rooms that one kernel fills.
+fn launch(call: &Call<'_>, kernel: Kernel, rooms: impl Iterator<Item = (Room, Operand)>) -> Result<()> {
+    let mut params = RealignParams { jobs: [RealignJob::NONE; 4] };
+    let mut grid = Grid { blocks: 0, depth: 1, threads: 0 };
+    for (job, (room, from)) in params.jobs.iter_mut().zip(rooms) {
+        let own = kernel.grid(room.rows as u64, room.cols as u64, call.facts());
+        let (rows, cols, to) = (room.rows as i64, room.cols as i64, room.operand(call));
+        *job = RealignJob { from, to, rows, cols, first_block: grid.blocks };
+        grid = Grid { blocks: grid.blocks.saturating_add(own.blocks), ..own };
+    }
+    call.launch(kernel, grid, &params)
+}
+
+/// The launches that fill rooms with matrices of these names, as a plan lists them.
+pub(crate) fn launches(rooms: impl Iterator<Item = (Room, &'static str)>) -> Vec<String> {
+    let mut launches = Vec::<(Room, String)>::new();
+    for (room, name) in rooms {
+        match launches.iter_mut().find(|(first, _)| first.kernel() == room.kernel()) {
+            Some((_, names)) => *names += &format!(" + {name}"),
+            None => launches.push((room, name.to_string())),
+        }
+    }
+    launches.iter().map(|(room, names)| format!("{}: {names}, {}", room.kernel(), room.what())).collect()
+}
+
+pub(crate) const X: &str = "x";
+pub(crate) const GATE_WEIGHTS: &str = "gate weights";
+pub(crate) const UP_WEIGHTS: &str = "up weights";
 
 /// A matrix of f32 that a product reads.
 pub(crate) type Named = (&'static str, (usize, usize));
@@ -161,23 +198,22 @@ impl Rounded {
     }
 
     /// The launches, as a plan lists them.
-    pub(crate) fn launches(&self) -> impl Iterator<Item = String> + use<> {
-        self.a.into_iter().chain(self.b).flatten().map(|(room, name)| room.launch(name))
+    pub(crate) fn launches(&self) -> Vec<String> {
+        launches(self.a.into_iter().chain(self.b).flatten())
     }
 
     /// Enqueues the passes, if there are any. What comes back has what they made in place of A and B.
     pub(crate) fn fill(&self, call: &Call<'_>, params: &GemmParams) -> Result<GemmParams> {
-        let fill = |[first, second]: [Option<(Room, _)>; 2], from: [Operand; 2]| -> Result<[Operand; 2]> {
-            let Some((first, _)) = first else { return Ok(from) };
-            let made = first.fill(call, from[0])?;
-            let other = match second {
-                Some((second, _)) => second.fill(call, from[1])?,
-                None if from[1] == Operand::NONE => Operand::NONE,
-                None => made,
-            };
-            Ok([made, other])
+        let ([a, other_a], [b, other_b]) = (self.a, self.b);
+        let rooms = [a, other_a, b, other_b].map(|named| named.map(|(room, _)| room));
+        let from = [params.a[0], params.a[1], params.b[0], params.b[1]];
+        let made = fill(call, rooms, from)?;
+        // One that serves both products of a launch has room once.
+        let other = |first: usize| match (rooms[first], rooms[first + 1]) {
+            (Some(_), None) if from[first + 1] != Operand::NONE => made[first],
+            _ => made[first + 1],
         };
-        Ok(GemmParams { a: fill(self.a, params.a)?, b: fill(self.b, params.b)?, ..*params })
+        Ok(GemmParams { a: [made[0], other(0)], b: [made[2], other(2)], ..*params })
     }
 }
 
@@ -228,9 +264,9 @@ impl Realigned {
     }
 
     /// The launches, as a plan lists them.
-    pub(crate) fn launches(&self) -> impl Iterator<Item = String> {
-        let line = |(room, name): (Option<Room>, &str)| room.map(|room| room.launch(name));
-        [(self.x, "x"), (self.gate, "gate weights"), (self.up, "up weights")].into_iter().filter_map(line)
+    pub(crate) fn launches(&self) -> Vec<String> {
+        let named = [(self.x, X), (self.gate, GATE_WEIGHTS), (self.up, UP_WEIGHTS)];
+        launches(named.into_iter().filter_map(|(room, name)| Some((room?, name))))
     }
 
     /// Enqueues the copies. What comes back is what to read in place of x and of the two halves of the weights.
@@ -240,8 +276,8 @@ impl Realigned {
         x: Operand,
         [gate, up]: [Operand; 2],
     ) -> Result<(Operand, [Operand; 2])> {
-        let copy = |room: Option<Room>, from| room.map_or(Ok(from), |room| room.fill(call, from));
-        Ok((copy(self.x, x)?, [copy(self.gate, gate)?, copy(self.up, up)?]))
+        let [x, gate, up] = fill(call, [self.x, self.gate, self.up], [x, gate, up])?;
+        Ok((x, [gate, up]))
     }
 }
 
@@ -287,10 +323,8 @@ mod tests {
             assert_eq!(realigned.gate.map(|room| room.stride), (reads_w && unaligned).then_some(8));
             assert_eq!(realigned.up.is_some(), reads_w && unaligned);
             assert_eq!(problem.accesses.x.align, if reads_x && unaligned { 16 } else { align });
-            assert_eq!(
-                realigned.launches().count(),
-                [realigned.x, realigned.gate, realigned.up].iter().flatten().count()
-            );
+            let copied = [realigned.x, realigned.gate, realigned.up].iter().flatten().count();
+            assert_eq!(realigned.launches().len(), copied.min(1), "{:?}", realigned.launches());
             assert_eq!(workspace.bytes() > 0, (reads_x || reads_w) && unaligned);
         }
     }

@@ -2,7 +2,7 @@
 
 use swiglu_core::{Dims, Dtype, GradientKind, Orientation, Pass, Problem, Result, UpstreamKind};
 
-use super::forward::{GATE_WEIGHTS, UP_WEIGHTS, X, rounded_projection};
+use super::forward::rounded_projection;
 use super::product::Wanted;
 use super::{Planner, VECTOR, halves, inputs};
 use crate::arena::Layout;
@@ -11,7 +11,7 @@ use crate::gemm::{Family, GateCode, Gemm, Hopper, Product};
 use crate::kernel::{Kernel, gate_code};
 use crate::notes::Notes;
 use crate::params::{ColumnSumsParams, Operand};
-use crate::realign::{Named, Realigned, Room, Rounded};
+use crate::realign::{self, GATE_WEIGHTS, Named, Realigned, Room, Rounded, UP_WEIGHTS, X};
 
 impl Planner<'_> {
     /// The kernels of a backward.
@@ -239,9 +239,9 @@ impl SplitOperands {
     }
 
     /// The launches before dAB is there, and those after it.
-    fn launches(&self) -> (impl Iterator<Item = String>, impl Iterator<Item = String>) {
+    fn launches(&self) -> (Vec<String>, Vec<String>) {
         let dab = self.dab.into_iter().flatten().zip(["dG", "dU"]);
-        (self.projected.launches(), dab.map(|(room, name)| room.launch(name)))
+        (self.projected.launches(), realign::launches(dab))
     }
 }
 
@@ -387,7 +387,7 @@ pub(crate) struct BackwardPlan {
 impl BackwardPlan {
     pub(super) fn launches(&self, problem: &Problem) -> Vec<String> {
         let (before, after) = self.split.launches();
-        let mut launches: Vec<_> = self.realigned.launches().chain(before).collect();
+        let mut launches: Vec<_> = [self.realigned.launches(), before].concat();
         let dx = match self.cotangents {
             Cotangents::Saved { gate, .. } => {
                 let kernel = Kernel::GateBackward { dtype: problem.dtype, gate };

@@ -9,7 +9,7 @@ use crate::decode::Decode;
 use crate::gemm::{Family, GateCode, Gemm, Product};
 use crate::kernel::{Kernel, gate_code};
 use crate::notes::{Note, Notes};
-use crate::realign::{Named, Realigned, Rounded};
+use crate::realign::{GATE_WEIGHTS, Named, Realigned, Rounded, UP_WEIGHTS, X};
 use crate::tune::Asked;
 
 /// Largest batch of the `gemv` kernels.
@@ -178,10 +178,6 @@ pub(crate) struct ForwardPlan {
     pub(crate) workspace_bytes: usize,
     pub(crate) notes: Notes,
 }
-
-pub(super) const X: &str = "x";
-pub(super) const GATE_WEIGHTS: &str = "gate weights";
-pub(super) const UP_WEIGHTS: &str = "up weights";
 
 /// Room for what the projections read, rounded.
 pub(super) fn rounded_projection(problem: &Problem, workspace: &mut Layout) -> Rounded {

@@ -79,21 +79,15 @@ impl Wanted {
         // What f32 in parts needs of L2 is little for its products: 124 TFLOP/s without pairs and 119 with them. It was measured
         // with the raster of pairs, 8 rows of tiles.
         let split = self.dtype == Dtype::F32 && !self.is_tf32();
-        let pairs = !split && (bytes > PAIRS_FROM_BYTES || !self.several(boxes));
+        let pairs = !split && (bytes > PAIRS_FROM_BYTES || !self.has_both_clusters(boxes));
         let schedule = Schedule::Together;
         Hopper { schedule, pairs, boxes, narrow: false, forms: None, group: Hopper::group(pairs || split) }
     }
 
-    /// Whether there are kernels for pairs of blocks and blocks by themselves, and for outputs in vectors and without.
-    /// Gate functions have one kernel for all outputs that are not written in boxes: each takes NVRTC two seconds.
-    fn several(&self, boxes: bool) -> bool {
+    /// Whether there are kernels for pairs of blocks and for blocks by themselves. Gate functions have none of the latter for
+    /// outputs that are not written in boxes: each takes NVRTC two seconds.
+    fn has_both_clusters(&self, boxes: bool) -> bool {
         boxes || !self.product.has_gate()
-    }
-
-    /// What `sm90` may access in vectors.
-    fn hopper_vectors(&self) -> Vectors {
-        let several = self.several(self.hopper().boxes);
-        Vectors { a: true, b: true, c: several && self.outputs >= PAIR }
     }
 }
 
@@ -150,7 +144,8 @@ impl Planner<'_> {
                 // Rounding makes both operands contiguous along k.
                 a_trans: wanted.a_trans && !tf32,
                 b_trans: wanted.b_trans || tf32,
-                vectors: wanted.hopper_vectors(),
+                // Outputs that are not written in boxes are written in any rows, and dz is read with them.
+                vectors: Vectors { a: true, b: true, c: wanted.hopper().boxes },
                 hopper: wanted.hopper(),
                 ..plain
             },

@@ -141,17 +141,11 @@ fn what_a_backward_multiplies_is_split_once() {
     let kind = Some(GradientKind { dtype: Dtype::F32, add: false });
     let (x, half, dab) = (4096 * 4096, 4096 * 11008, 4096 * 11008);
     for (saved, dx, dwf, split, elements) in [
-        (
-            true,
-            kind,
-            kind,
-            ["x", "gate weights", "up weights", "dG", "dU"].as_slice(),
-            x + 2 * half + 2 * dab,
-        ),
-        (true, kind, None, ["gate weights", "up weights", "dG", "dU"].as_slice(), 2 * half + 2 * dab),
-        (true, None, kind, ["x", "dG", "dU"].as_slice(), x + 2 * dab),
+        (true, kind, kind, ["x + gate weights + up weights", "dG + dU"].as_slice(), x + 2 * half + 2 * dab),
+        (true, kind, None, ["gate weights + up weights", "dG + dU"].as_slice(), 2 * half + 2 * dab),
+        (true, None, kind, ["x", "dG + dU"].as_slice(), x + 2 * dab),
         (true, None, None, [].as_slice(), 0),
-        (false, None, None, ["x", "gate weights", "up weights"].as_slice(), x + 2 * half),
+        (false, None, None, ["x + gate weights + up weights"].as_slice(), x + 2 * half),
     ] {
         let pass = Pass::Backward { saved, dx, dwf, dbias: None };
         let problem = Problem::dense(pass, Dtype::F32, dims, Orientation::InOut, Options::new());
@@ -224,23 +218,29 @@ fn products_of_tf32_have_their_operands_rounded() {
     };
     let turned = |name: &str| format!("round-tf32-t: {name}, rounded and transposed");
     let straight = |name: &str| format!("round-tf32: {name}, rounded");
-    let expected = |weights: [String; 2], weights_of_dx: [String; 2], dwf: [&str; 3]| {
-        let mut list = vec![straight("x")];
-        list.extend(weights);
-        list.push("sm90-tf32-nt-128: dAB from both projections".to_owned());
-        list.extend(["dG", "dU"].map(straight));
-        list.extend(weights_of_dx);
-        list.push("sm90-tf32-nt-128: dX".to_owned());
-        list.extend(dwf.map(turned));
-        list.push("sm90-tf32-nt-128: both halves of dWf".to_owned());
-        list
-    };
-    let weights = ["gate weights", "up weights"];
-    let in_out = expected(weights.map(turned), weights.map(straight), ["x", "dG", "dU"]);
+    let product = |what: &str| format!("sm90-tf32-nt-128: {what}");
+    let again = product("dAB from both projections");
+    let in_out = [
+        straight("x"),
+        turned("gate weights + up weights"),
+        again.clone(),
+        straight("dG + dU + gate weights + up weights"),
+        product("dX"),
+        turned("x + dG + dU"),
+        product("both halves of dWf"),
+    ];
     assert_eq!(launches(Orientation::InOut, 16), in_out);
     // Nobody reads aligned copies.
     assert_eq!(launches(Orientation::InOut, 4), in_out);
-    let out_in = expected(weights.map(straight), weights.map(turned), ["dG", "dU", "x"]);
+    let out_in = [
+        straight("x + gate weights + up weights"),
+        again,
+        straight("dG + dU"),
+        turned("gate weights + up weights"),
+        product("dX"),
+        turned("dG + dU + x"),
+        product("both halves of dWf"),
+    ];
     assert_eq!(launches(Orientation::OutIn, 16), out_in);
 }
 
@@ -284,11 +284,11 @@ fn unaligned_operands_are_copied_first() {
 fn unaligned_gradients_use_the_workspace() {
     let dims = Dims { batch: 64, in_features: 4096, hidden: 4099 };
     let kind = Some(GradientKind { dtype: Dtype::Bf16, add: false });
-    for (dx, dwf, copies) in [(kind, None, 2), (None, kind, 0), (kind, kind, 2), (None, None, 0)] {
+    for (dx, dwf, copies) in [(kind, None, 1), (None, kind, 0), (kind, kind, 1), (None, None, 0)] {
         let pass = Pass::Backward { saved: true, dx, dwf, dbias: None };
         let problem = Problem::dense(pass, Dtype::Bf16, dims, Orientation::InOut, Options::new());
         let plan = planner(A100, None).backward(&problem).unwrap_or_else(|error| panic!("{error}"));
-        assert_eq!(plan.realigned.launches().count(), copies, "{plan:?}");
+        assert_eq!(plan.realigned.launches().len(), copies, "{plan:?}");
         let Cotangents::Saved { to, .. } = plan.cotangents else { panic!("{plan:?}") };
         assert_eq!(to.is_some(), dx.is_some() || dwf.is_some(), "{plan:?}");
         assert!(plan.dx.into_iter().chain(plan.dwf).all(|gemm| gemm.family == Family::Mma), "{plan:?}");

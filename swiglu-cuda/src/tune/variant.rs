@@ -49,7 +49,7 @@ impl Gemm {
         }
     }
 
-    /// Whether there are kernels for pairs of blocks and for blocks by themselves; see `Wanted::several` in `plan.rs`.
+    /// Whether there are kernels for pairs of blocks and for blocks by themselves; see `Wanted::has_both_clusters` in `plan/product.rs`.
     fn has_both_clusters(&self) -> bool {
         self.hopper.boxes || !self.product.is_paired()
     }
