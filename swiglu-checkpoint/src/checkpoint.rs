@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use swiglu_core::{Dtype, Gate, Orientation};
 
 use crate::error::{Error, Result};
-use crate::find::{Group, find};
+use crate::find::{Group, expert_of, find};
 use crate::index::Index;
 use crate::names::{Family, Name, Packing};
 use crate::problem::Problem;
@@ -145,8 +145,7 @@ impl Checkpoint {
         if let Some(group) = whole {
             return Some(Mlp { checkpoint: self, group, expert: 0 });
         }
-        let (prefix, number) = name.rsplit_once('.').unwrap_or(("", name));
-        let expert = number.parse().ok().filter(|expert: &u64| expert.to_string() == number)?;
+        let (prefix, expert) = expert_of(name)?;
         let has_expert = |group: &&Group| group.experts.is_some_and(|experts| expert < experts);
         let group = self.groups.iter().filter(has_expert).find(|group| group.prefix == prefix)?;
         Some(Mlp { checkpoint: self, group, expert })

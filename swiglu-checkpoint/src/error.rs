@@ -195,7 +195,7 @@ pub enum Error {
     },
 
     /// Weights of another element type than the checkpoint's.
-    #[error("{}: {mlp} holds {got}, expected {expected}", file.display())]
+    #[error("{}: {mlp:?} holds {got}, expected {expected}", file.display())]
     Dtype {
         /// The checkpoint.
         file: PathBuf,
@@ -209,7 +209,7 @@ pub enum Error {
 
     /// Weights to be saved have another shape than in the checkpoint.
     #[error(
-        "{}: {operand} of {mlp}: expected [{}, {}], got [{}, {}]",
+        "{}: {operand} of {mlp:?}: expected [{}, {}], got [{}, {}]",
         file.display(), .expected.0, .expected.1, .got.0, .got.1
     )]
     Shape {
@@ -226,7 +226,7 @@ pub enum Error {
     },
 
     /// Weights to be saved lie the other way round than in the checkpoint.
-    #[error("{}: {mlp} holds {expected:?} matrices, got {got:?}", file.display())]
+    #[error("{}: {mlp:?} holds {expected:?} matrices, got {got:?}", file.display())]
     Orientation {
         /// The checkpoint.
         file: PathBuf,
@@ -239,7 +239,7 @@ pub enum Error {
     },
 
     /// A bias to be saved that the checkpoint does not have, or the other way round.
-    #[error("{}: {operand} of {mlp}: {}", file.display(), if *.expected { "missing" } else { "the checkpoint has none" })]
+    #[error("{}: {operand} of {mlp:?}: {}", file.display(), if *.expected { "missing" } else { "the checkpoint has none" })]
     Bias {
         /// The checkpoint.
         file: PathBuf,

@@ -1,6 +1,7 @@
 //! Which MLPs a set of tensors holds.
 
 use std::cmp::Ordering;
+use std::collections::HashMap;
 
 use safetensors::Dtype as FileDtype;
 use swiglu_core::Dtype;
@@ -66,9 +67,53 @@ pub(crate) fn find(mut tensors: Vec<Tensor>) -> (Vec<Group>, Vec<Problem>) {
             Err(reason) => problems.push(Problem { prefix: prefix.to_owned(), family, reason }),
         }
     }
+    let mut groups = with_own_names(groups, &mut problems);
     groups.sort_by(|a, b| natural(&a.prefix, &b.prefix));
     problems.sort_by(|a, b| natural(&a.prefix, &b.prefix));
     (groups, problems)
+}
+
+/// The groups whose MLPs have names that no other has; those that do not become problems. Two ways of naming may be under one
+/// prefix, and an expert of a stack may be called what an MLP of its own is.
+fn with_own_names(groups: Vec<Group>, problems: &mut Vec<Problem>) -> Vec<Group> {
+    let (mut stacks, mut alone) = (HashMap::new(), HashMap::new());
+    for (i, group) in groups.iter().enumerate().filter(|(_, group)| group.experts.is_some()) {
+        stacks.insert(group.prefix.as_str(), i);
+    }
+    let mut others = vec![None; groups.len()];
+    let mut meet = |i: usize, j: usize| {
+        others[i] = Some(groups[j].family);
+        others[j] = Some(groups[i].family);
+    };
+    for (i, group) in groups.iter().enumerate().filter(|(_, group)| group.experts.is_none()) {
+        if let Some(same) = alone.insert(group.prefix.as_str(), i) {
+            meet(i, same);
+        }
+        if let Some((prefix, expert)) = expert_of(&group.prefix)
+            && let Some(&stack) = stacks.get(prefix)
+            && groups[stack].experts.is_some_and(|experts| expert < experts)
+        {
+            meet(i, stack);
+        }
+    }
+    let mut own = Vec::new();
+    for (group, other) in groups.into_iter().zip(others) {
+        match other {
+            None => own.push(group),
+            Some(other) => {
+                let (prefix, family) = (group.prefix, group.family);
+                problems.push(Problem { prefix, family, reason: Reason::SharedName { other } });
+            }
+        }
+    }
+    own
+}
+
+/// The stack and the number of an expert of this name.
+pub(crate) fn expert_of(name: &str) -> Option<(&str, u64)> {
+    let (prefix, number) = name.rsplit_once('.').unwrap_or(("", name));
+    let expert = number.parse().ok().filter(|expert: &u64| expert.to_string() == number)?;
+    Some((prefix, expert))
 }
 
 impl<'a> Projection<'a> {

@@ -39,6 +39,14 @@ pub enum Reason {
         tensor: String,
     },
 
+    /// Another MLP has the same name, so that neither can be asked for: two ways of naming under one prefix, or an expert of a
+    /// stack that is called what an MLP beside it is.
+    #[error("an MLP of {other} has the same name")]
+    SharedName {
+        /// The family of the other.
+        other: Family,
+    },
+
     /// Gate and up are there both packed and apart.
     #[error("tensor {tensor:?} is there beside gate_up_proj")]
     PackedAndSplit {

@@ -82,6 +82,34 @@ fn halves_that_cannot_be_told_apart_are_refused() {
     assert_eq!(reason.1, Reason::OddWidth { tensor: name("m.gate_up_proj"), width: 9 });
 }
 
+/// Two ways of naming under one prefix, and an MLP that is called what an expert is: neither can be meant by its name. One
+/// that is called what no expert is has its own.
+#[test]
+fn mlps_of_one_name_are_refused() {
+    let refused = |tensors: [Vec<Tensor>; 2]| {
+        let (_folder, checkpoint) = make(&tensors.concat());
+        let reasons: Vec<_> =
+            checkpoint.problems().iter().map(|p| (p.family(), p.reason().clone())).collect();
+        let left: Vec<_> = checkpoint.mlps().map(|mlp| mlp.name()).collect();
+        assert!(left.iter().all(|name| checkpoint.mlp(name).is_ok()), "{checkpoint}");
+        (reasons, left)
+    };
+    let shared = |family, other| (family, Reason::SharedName { other });
+    let (reasons, left) = refused([llama("m", F32, false), meta("m", F32, false)]);
+    assert_eq!(reasons.len(), 2);
+    assert!(reasons.contains(&shared(Family::Llama, Family::Meta)), "{reasons:?}");
+    assert!(reasons.contains(&shared(Family::Meta, Family::Llama)), "{reasons:?}");
+    assert!(left.is_empty(), "{left:?}");
+    let (reasons, left) = refused([gpt_oss("m", BF16), meta("m.1", BF16, false)]);
+    assert!(reasons.contains(&shared(Family::GptOss, Family::Meta)), "{reasons:?}");
+    assert!(reasons.contains(&shared(Family::Meta, Family::GptOss)), "{reasons:?}");
+    assert!(left.is_empty(), "{left:?}");
+    for other in [format!("m.{E}"), "m.01".to_owned(), "m.x".to_owned(), "m".to_owned()] {
+        let (reasons, left) = refused([gpt_oss("m", BF16), meta(&other, BF16, false)]);
+        assert_eq!((reasons, left.len()), (vec![], E + 1), "{other}");
+    }
+}
+
 #[test]
 fn shapes_that_do_not_fit_each_other_are_named_with_the_one_that_would() {
     let shape = |family, tensor: &'static str, got: &'static [usize], expected: &[usize]| {
@@ -212,12 +240,12 @@ fn weights_that_do_not_fit_are_not_put() {
         let source = fs::read(checkpoint.path()).expect("source");
         assert!(fs::read(copy).expect("copy") == source, "nothing was put");
     };
-    refused(&|w| w.wf = zeros(2 * D, I + 1), "wf of m: expected [10, 6], got [10, 7]");
-    refused(&|w| w.down = zeros(D, O), "down of m: expected [7, 5], got [5, 7]");
-    refused(&|w| w.bias = Some(zeros(2 * D, 1)), "bias of m: expected [1, 10], got [10, 1]");
-    refused(&|w| w.down_bias = Some(zeros(1, D)), "down bias of m: expected [1, 7], got [1, 5]");
-    refused(&|w| w.bias = None, "bias of m: missing");
-    refused(&|w| w.down_bias = None, "down bias of m: missing");
+    refused(&|w| w.wf = zeros(2 * D, I + 1), "wf of \"m\": expected [10, 6], got [10, 7]");
+    refused(&|w| w.down = zeros(D, O), "down of \"m\": expected [7, 5], got [5, 7]");
+    refused(&|w| w.bias = Some(zeros(2 * D, 1)), "bias of \"m\": expected [1, 10], got [10, 1]");
+    refused(&|w| w.down_bias = Some(zeros(1, D)), "down bias of \"m\": expected [1, 7], got [1, 5]");
+    refused(&|w| w.bias = None, "bias of \"m\": missing");
+    refused(&|w| w.down_bias = None, "down bias of \"m\": missing");
 
     let (_folder, other, mut weights) = loaded(&llama("m", BF16, false));
     weights.bias = Some(zeros(1, 2 * D));
