@@ -65,7 +65,8 @@ impl Mlp {
     /// # Errors
     /// As [`Mlp::new`].
     pub fn packed(hidden_size: usize, intermediate_size: usize, vb: VarBuilder<'_>) -> Result<Self> {
-        let gate_up = weight(hidden_size, 2 * intermediate_size, vb.pp("gate_up_proj"))?;
+        // A width that is no number fits no tensor, and is refused as such.
+        let gate_up = weight(hidden_size, intermediate_size.saturating_mul(2), vb.pp("gate_up_proj"))?;
         Self::with(Projections::Packed(gate_up), hidden_size, intermediate_size, vb)
     }
 

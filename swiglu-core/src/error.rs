@@ -7,7 +7,8 @@ use crate::memory::{DeviceId, StreamId};
 /// What a call can fail with. Every variant names the operand and carries the numbers.
 ///
 /// A call that returns an error from this list has written nothing, but for [`Error::Device`], after which the
-/// contents of the outputs are unspecified (still initialised).
+/// contents of the outputs are unspecified (still initialised). What is made of several calls, the passes of
+/// [`SwiGLUMlp`](crate::SwiGLUMlp) and of [`Unfused`](crate::Unfused), may run out of memory after some of them: those are done.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

@@ -88,7 +88,8 @@ pub(crate) struct Footprints {
 }
 
 impl Footprints {
-    /// Backward reads x, gate, up, bias, dz and writes the two halves of dwf, dbias, dx and the pre-activations.
+    /// Backward reads x, gate, up, bias, dy and the down projection, and writes the two halves of dwf, dbias, dx and the
+    /// pre-activations: 11.
     const CAPACITY: usize = 12;
 
     pub(crate) fn new() -> Self {

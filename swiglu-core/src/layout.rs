@@ -4,10 +4,14 @@ use std::ops::Range;
 
 use crate::error::{Error, Result};
 
+/// Elements of the widest type, f32 or u32, that can be addressed.
+const MOST_ELEMENTS: usize = isize::MAX as usize / size_of::<f32>();
+
 /// Shape and row stride of a row-major matrix whose columns are adjacent.
 ///
 /// Invariants, established by every constructor: `row_stride >= cols` when there is more than one row (so rows never
-/// overlap), and the element behind the last one has an index that fits in `isize`.
+/// overlap), and the byte behind the last element, of whichever type, has an index that fits in `isize`. A matrix without
+/// rows or columns is held to that as if it had one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Layout {
     rows: usize,
@@ -41,9 +45,9 @@ impl Layout {
             return Err(Error::Stride { operand: "matrix", stride: row_stride, cols });
         }
         let row_stride = if rows > 1 { row_stride } else { cols.max(row_stride) };
-        let end = elements("matrix", rows, row_stride)?.checked_add(cols);
+        let end = elements("matrix", rows.max(1), row_stride.max(1))?.checked_add(cols);
         match end {
-            Some(end) if isize::try_from(end).is_ok() => Ok(Self { rows, cols, row_stride }),
+            Some(end) if end <= MOST_ELEMENTS => Ok(Self { rows, cols, row_stride }),
             _ => Err(Error::Overflow { what: "matrix", a: rows, b: row_stride }),
         }
     }
@@ -137,6 +141,11 @@ mod tests {
 
     #[test]
     fn overflow_is_an_error() {
+        let most = MOST_ELEMENTS;
+        for (rows, cols) in [(0, most + 1), (most + 1, 0), (1, most + 1), (0, isize::MAX as usize)] {
+            assert!(matches!(Layout::dense(rows, cols), Err(Error::Overflow { .. })), "{rows} x {cols}");
+        }
+        assert!(Layout::dense(0, most / 2).is_ok() && Layout::dense(most, 0).is_ok());
         assert!(matches!(Layout::dense(usize::MAX, 2), Err(Error::Overflow { .. })));
         assert!(matches!(Layout::dense(isize::MAX as usize, 2), Err(Error::Overflow { .. })));
         assert!(matches!(Layout::strided(2, 1, usize::MAX), Err(Error::Overflow { .. })));

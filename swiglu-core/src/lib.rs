@@ -21,6 +21,8 @@
 //! Numerics: accumulation in `f32`, bias and gate function in `f32` on unrounded pre-activations, one rounding to the
 //! element type for z, for each saved pre-activation and for each gradient.
 
+#![deny(unsafe_code)]
+
 mod backend;
 mod checked;
 mod dense;

@@ -204,6 +204,7 @@ impl<'a, T: Scalar, M: Memory> MatRef<'a, T, M> {
     /// # Safety
     /// - Every element that `layout` addresses from `ptr` is initialised and readable for `'a`.
     /// - Nobody writes any of them during `'a`.
+    #[allow(unsafe_code, reason = "the way in for foreign memory; what makes it sound is the caller's")]
     pub unsafe fn from_raw(ptr: M::Ptr<T>, layout: Layout) -> Self {
         Self { ptr, layout, life: PhantomData }
     }
@@ -241,6 +242,7 @@ impl<'a, T: Scalar, M: Memory> MatMut<'a, T, M> {
     /// # Safety
     /// - Every element that `layout` addresses from `ptr` is initialised and writable for `'a`.
     /// - Nobody else reads or writes any of them during `'a`.
+    #[allow(unsafe_code, reason = "the way in for foreign memory; what makes it sound is the caller's")]
     pub unsafe fn from_raw(ptr: M::Ptr<T>, layout: Layout) -> Self {
         Self { ptr, layout, life: PhantomData }
     }

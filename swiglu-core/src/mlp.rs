@@ -3,11 +3,11 @@
 use crate::backend::Backend;
 use crate::dense::{Dense, Op, Optimizer};
 use crate::element::Element;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gradients::{Out, Target};
 use crate::host::Host;
 use crate::layer::{FusedSwiGLU, Parameter, Trained, WeightGrad, uniform};
-use crate::memory::{MatMut, MatRef, Matrix};
+use crate::memory::{MatMut, MatRef, Matrix, Memory};
 use crate::saved::Saved;
 use crate::swiglu::{SwiGLU, check_shape};
 use crate::upstream::{Down, Upstream};
@@ -39,6 +39,19 @@ pub struct SwiGLUMlp<T: Element, B: Backend> {
 pub struct MlpSaved<T: Element, B: Backend> {
     saved: Saved<T, B::Memory>,
     z: Matrix<T, B::Memory>,
+}
+
+/// Room for z of one call.
+fn room<T: Element, M: Memory>(
+    z: &mut Matrix<T, M>,
+    batch: usize,
+    hidden: usize,
+) -> Result<MatMut<'_, T, M>> {
+    let got = z.shape();
+    if got.0 < batch || got.1 != hidden {
+        return Err(Error::Shape { operand: "saved z", expected: (batch, hidden), got });
+    }
+    z.view_mut().sub(0..batch, 0..hidden)
 }
 
 impl<T: Element, B: SwiGLU<T> + Dense<T>> SwiGLUMlp<T, B> {
@@ -156,7 +169,7 @@ impl<T: Element, B: SwiGLU<T> + Dense<T>> SwiGLUMlp<T, B> {
     ) -> Result<()> {
         let hidden = self.gated.hidden();
         check_shape("y", y.shape(), (x.rows(), self.out_features()))?;
-        let mut z = kept.z.view_mut().sub(0..x.rows(), 0..hidden)?;
+        let mut z = room(&mut kept.z, x.rows(), hidden)?;
         self.gated.forward_train_into(x, z.view_mut(), &mut kept.saved)?;
         self.project(z.view(), y)
     }
@@ -175,11 +188,12 @@ impl<T: Element, B: SwiGLU<T> + Dense<T>> SwiGLUMlp<T, B> {
     ) -> Result<()> {
         let (backend, hidden) = (self.gated.backend().clone(), self.gated.hidden());
         check_shape("dy", dy.shape(), (x.rows(), self.out_features()))?;
-        let z = kept.z.view().sub(0..x.rows(), 0..hidden)?;
         let (down, target) = self.down.parts(self.accumulate);
         let upstream = Upstream::projected(dy, Down::new(down, self.orientation))?;
-        // The op first: when its saved values are spent, nothing else has been touched.
+        // The op first: when its saved values are spent, nothing else has been touched. Those that a forward has filled have
+        // a z of as many rows.
         self.gated.backward(x, upstream, &mut kept.saved, dx)?;
+        let z = kept.z.view().sub(0..x.rows(), 0..hidden)?;
         if let Some(target) = target {
             let (a, b) = match self.orientation {
                 Orientation::InOut => (z, dy),

@@ -143,6 +143,36 @@ pub struct Problem {
     pub options: Options,
 }
 
+/// Columns or rows of the largest tile, which a workspace may be filled up to.
+const EDGE: usize = 128;
+
+/// A dimension with whole tiles, and one more.
+fn padded(what: &'static str, dim: usize) -> Result<usize> {
+    dim.checked_add(2 * EDGE).ok_or(Error::Overflow { what, a: dim, b: 1 })
+}
+
+impl Dims {
+    /// Whether every product that a backend forms of them fits, in bytes of f32, the widest element of a workspace: twice, for
+    /// two of them in one.
+    pub(crate) fn check(self) -> Result<()> {
+        let packed = padded("packed width", elements("packed width", self.hidden, 2)?)?;
+        let (batch, in_features) = (padded("batch", self.batch)?, padded("in_features", self.in_features)?);
+        let row = elements("packed row bytes", packed, 2 * size_of::<f32>())?;
+        elements("pre-activations", batch, row)?;
+        elements("packed weights", in_features, row)?;
+        elements("x", batch, elements("x row bytes", in_features, size_of::<f32>())?)?;
+        Ok(())
+    }
+
+    /// The same of those with the width of dy.
+    pub(crate) fn check_projected(self, out_features: usize) -> Result<()> {
+        let row = elements("dy row bytes", padded("out_features", out_features)?, 2 * size_of::<f32>())?;
+        elements("dy", padded("batch", self.batch)?, row)?;
+        elements("down projection", padded("hidden", self.hidden)?, row)?;
+        Ok(())
+    }
+}
+
 impl Problem {
     /// A problem on dense, well-aligned operands, packed weights, SiLU and no bias: for asking `plan` about a shape.
     ///
@@ -236,24 +266,11 @@ impl Problem {
     /// # Errors
     /// [`Error::Overflow`].
     pub fn check(&self) -> Result<()> {
-        // Columns or rows of the largest tile.
-        const EDGE: usize = 128;
-        let Dims { batch, in_features, hidden } = self.dims;
-        let padded =
-            |what, dim: usize| dim.checked_add(2 * EDGE).ok_or(Error::Overflow { what, a: dim, b: 1 });
-        let packed = padded("packed width", elements("packed width", hidden, 2)?)?;
-        let (batch, in_features) = (padded("batch", batch)?, padded("in_features", in_features)?);
-        // Bytes of f32, the widest element of a workspace; twice, for two of them in one.
-        let row = elements("packed row bytes", packed, 2 * size_of::<f32>())?;
-        elements("pre-activations", batch, row)?;
-        elements("packed weights", in_features, row)?;
-        elements("x", batch, elements("x row bytes", in_features, size_of::<f32>())?)?;
-        if let UpstreamKind::Projected { out_features, .. } = self.upstream {
-            let row = elements("dy row bytes", padded("out_features", out_features)?, 2 * size_of::<f32>())?;
-            elements("dy", batch, row)?;
-            elements("down projection", padded("hidden", hidden)?, row)?;
+        self.dims.check()?;
+        match self.upstream {
+            UpstreamKind::Dz => Ok(()),
+            UpstreamKind::Projected { out_features, .. } => self.dims.check_projected(out_features),
         }
-        Ok(())
     }
 
     /// Floating-point operations of the matrix products: `4 * B * I * D` for each of forward, dX and dWf, and for the

@@ -35,7 +35,8 @@ impl Call {
 /// What a forward kept, reused from step to step.
 ///
 /// Forward arms it, backward turns the pre-activations into their gradient in place and disarms it: a second backward
-/// is [`Error::Spent`], never a wrong number. It may be made for a larger batch than a call has.
+/// is [`Error::Spent`], never a wrong number. A backward that is refused leaves it as it was. It may be made for a larger batch
+/// than a call has.
 pub struct Saved<T: Element, M: Memory> {
     pre: Option<Matrix<T, M>>,
     armed: Option<Call>,
@@ -104,14 +105,28 @@ impl<T: Element, M: Memory> Saved<T, M> {
         Err(Error::SavedMismatch { saved: list(saved), call: list(call) })
     }
 
-    /// The pre-activations of `batch` rows, for backward to overwrite, and what to call once nothing can be refused
-    /// any more: from then on they count as spent.
-    pub(crate) fn spend(&mut self, batch: usize) -> Result<(Option<MatMut<'_, T, M>>, impl FnOnce())> {
+    /// The pre-activations of `batch` rows, for backward to overwrite, and who runs it.
+    pub(crate) fn spend(&mut self, batch: usize) -> Result<(Option<MatMut<'_, T, M>>, Spending<'_>)> {
         let Self { pre, armed } = self;
         let pre = pre.as_mut().map(|pre| {
             let cols = pre.cols();
             pre.view_mut().sub(0..batch, 0..cols)
         });
-        Ok((pre.transpose()?, move || *armed = None))
+        Ok((pre.transpose()?, Spending(armed)))
+    }
+}
+
+/// What a backward uses up once nothing can be refused any more.
+pub(crate) struct Spending<'a>(&'a mut Option<Call>);
+
+impl Spending<'_> {
+    /// Saved values count as spent from here on, also where `run` panics; but for an error after which nothing was written.
+    pub(crate) fn run(self, run: impl FnOnce() -> Result<()>) -> Result<()> {
+        let call = self.0.take();
+        let result = run();
+        if matches!(&result, Err(error) if !matches!(error, Error::Device(_))) {
+            *self.0 = call;
+        }
+        result
     }
 }

@@ -169,10 +169,9 @@ pub trait SwiGLU<T: Element>: Backend {
         Self::Memory: 'u,
     {
         saved.check(x.rows(), &w)?;
-        let (pre, spend) = saved.spend(x.rows())?;
+        let (pre, spending) = saved.spend(x.rows())?;
         let call = check_backward(self, (x, w, upstream.into()), pre, gradients, options)?;
-        spend();
-        self.run_backward(call)
+        spending.run(|| self.run_backward(call))
     }
 }
 
@@ -188,12 +187,7 @@ pub(crate) fn check_shape(
 fn check_dims<T: Element, M: Memory>(x: MatRef<'_, T, M>, w: &Weights<'_, T, M>) -> Result<Dims> {
     let dims = Dims { batch: x.rows(), in_features: w.in_features(), hidden: w.hidden() };
     check_shape("x", x.shape(), (dims.batch, dims.in_features))?;
-    let packed = elements("packed width", dims.hidden, 2)?;
-    // Bytes of f32: the widest element that a workspace of this shape holds.
-    let bytes = elements("packed row bytes", packed, size_of::<f32>())?;
-    elements("pre-activations", dims.batch, bytes)?;
-    elements("packed weights", dims.in_features, bytes)?;
-    elements("x", dims.batch, elements("x row bytes", dims.in_features, size_of::<f32>())?)?;
+    dims.check()?;
     w.function().check()?;
     Ok(dims)
 }
@@ -290,9 +284,7 @@ fn check_upstream<T: Element, M: Memory>(
             check_shape("dy", dy.shape(), (dims.batch, out_features))?;
             let expected = orientation.half_shape(dims.hidden, out_features);
             check_shape("down projection", down.matrix().shape(), expected)?;
-            let bytes = elements("dy row bytes", out_features, size_of::<f32>())?;
-            elements("dy", dims.batch, bytes)?;
-            elements("down projection", dims.hidden, bytes)?;
+            dims.check_projected(out_features)?;
             footprints.reads("dy", dy).reads("down projection", down.matrix());
             Ok(UpstreamKind::Projected { out_features, orientation })
         }

@@ -219,6 +219,19 @@ fn a_refused_call_writes_nothing() {
     assert!(y.into_array().iter().all(|&v| v == 7.0), "y after a refused forward");
 }
 
+/// What an MLP keeps is refused like what the op keeps: by operand and shape, and before anything is computed.
+#[test]
+fn an_mlp_names_what_is_too_small() {
+    let cpu = Cpu::new();
+    let mut mlp = ok(SwiGLUMlp::<f32, _>::init(&cpu, I, D, 1));
+    let (x, mut y, mut kept) = (zeros(4, I), zeros(4, I), ok(mlp.saved(3)));
+    let error = refused(mlp.forward_train_into(x.view(), y.view_mut(), &mut kept));
+    let expected = format!("saved z: expected [4, {D}], got [3, {D}]");
+    assert_eq!(error.to_string(), expected);
+    let error = refused(mlp.backward(x.view(), y.view(), &mut kept, None));
+    assert!(matches!(error, Error::Spent), "{error}");
+}
+
 #[test]
 fn a_problem_that_cannot_exist_has_no_plan() {
     let gradient = Some(GradientKind { dtype: Dtype::F32, add: false });

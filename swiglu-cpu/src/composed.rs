@@ -21,7 +21,7 @@ const EDGE: usize = 128;
 fn widen<T: Element>(m: MatRef<'_, T, Host>) -> Result<Matrix<f32, Host>> {
     let mut wide = Matrix::host_zeros(m.rows(), m.cols())?;
     let mut to = wide.view_mut();
-    for row in 0..m.rows() {
+    for row in rows_of(m.shape()) {
         if let (Some(from), Some(to)) = (m.row(row), to.row_mut(row)) {
             T::widen(from, to);
         }
@@ -29,9 +29,21 @@ fn widen<T: Element>(m: MatRef<'_, T, Host>) -> Result<Matrix<f32, Host>> {
     Ok(wide)
 }
 
+/// The rows of a matrix that hold something.
+fn rows_of((rows, cols): (usize, usize)) -> std::ops::Range<usize> {
+    if cols == 0 { 0..0 } else { 0..rows }
+}
+
+fn zeros((rows, cols): (usize, usize)) -> Result<Matrix<f32, Host>> {
+    Matrix::host_zeros(rows, cols)
+}
+
 /// `c = a . b + beta * c` in tasks of EDGE rows, or of EDGE columns when there are few rows.
 fn matmul(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>, beta: f32, c: ArrayViewMut2<'_, f32>) {
     let (m, n) = c.dim();
+    if m.min(n) == 0 {
+        return;
+    }
     let by_rows = m >= n;
     let extent = if by_rows { m } else { n };
     if extent <= EDGE {
@@ -47,7 +59,7 @@ fn matmul(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>, beta: f32, c: ArrayVie
     }
 }
 
-/// Operands in f32: their own memory for f32, copies otherwise.
+/// Copies of the operands in f32.
 struct Wide {
     x: Matrix<f32, Host>,
     gate: Matrix<f32, Host>,
@@ -78,7 +90,7 @@ impl Wide {
         if let Some(bias) = w.bias_row() {
             let bias = widen(bias)?;
             let mut view = pre.view_mut();
-            for row in 0..self.x.rows() {
+            for row in rows_of(view.shape()) {
                 if let (Some(to), Some(bias)) = (view.row_mut(row), bias.view().row(0)) {
                     rows::add_assign(to, bias);
                 }
@@ -89,7 +101,7 @@ impl Wide {
 }
 
 fn narrow<T: Element>(from: MatRef<'_, f32, Host>, mut to: MatMut<'_, T, Host>, add: bool) {
-    for row in 0..from.rows() {
+    for row in rows_of(from.shape()) {
         let (Some(from), Some(to)) = (from.row(row), to.row_mut(row)) else { continue };
         for (to, from) in to.iter_mut().zip(from) {
             *to = T::from_f32(if add { to.to_f32() + from } else { *from });
@@ -151,34 +163,34 @@ impl<T: Element> Pass for ComposedBackward<'_, T> {
             Some(pre) => widen(pre.view())?,
             None => wide.pre_activations(&w)?,
         };
-        let mut sums = Matrix::<f32, Host>::host_zeros(1, 2 * hidden)?;
-        let mut row = sums.view_mut();
-        let row = row.row_mut(0).filter(|_| dbias.is_some());
+        let mut sums = dbias.as_ref().map(|dbias| zeros(dbias.shape())).transpose()?;
+        // Everything that is allocated is there before the first gradient is written: a call that is refused writes nothing.
+        let mut room_of_dx = dx.as_ref().map(|dx| zeros(dx.to.shape())).transpose()?;
+        let mut room_of_half = dwf.as_ref().map(|dwf| zeros(dwf.gate.shape())).transpose()?;
+        let mut row = sums.as_mut().map(Matrix::view_mut);
+        let row = row.as_mut().and_then(|row| row.row_mut(0));
         rows::gate_gradients(kernel, w.function(), dz.view(), dab.view_mut(), row);
         let dgate = dab.view().sub(0..batch, 0..hidden)?.array();
         let dup = dab.view().sub(0..batch, hidden..2 * hidden)?.array();
-        if let Some(dx) = dx {
+        if let (Some(dx), Some(product)) = (dx, &mut room_of_dx) {
             let (gate, up) = wide.projections(w.orientation());
-            let mut product = Matrix::host_zeros(batch, w.in_features())?;
             matmul(dgate, gate.reversed_axes(), 0.0, product.view_mut().array_mut());
             matmul(dup, up.reversed_axes(), 1.0, product.view_mut().array_mut());
             narrow(product.view(), dx.to, dx.add);
         }
-        if let Some(dwf) = dwf {
+        if let (Some(dwf), Some(product)) = (dwf, &mut room_of_half) {
             let x = wide.x.view().array();
             for (half, target) in [(dgate, dwf.gate), (dup, dwf.up)] {
-                let (rows, cols) = target.shape();
-                let mut product = Matrix::host_zeros(rows, cols)?;
                 let (a, b) = match w.orientation() {
                     Orientation::InOut => (x.reversed_axes(), half),
                     Orientation::OutIn => (half.reversed_axes(), x),
                 };
                 matmul(a, b, 0.0, product.view_mut().array_mut());
-                deliver(&product, target);
+                deliver(product, target);
             }
         }
-        if let Some(dbias) = dbias {
-            deliver(&sums, dbias);
+        if let (Some(dbias), Some(sums)) = (dbias, &sums) {
+            deliver(sums, dbias);
         }
         Ok(())
     }

@@ -12,14 +12,14 @@ use crate::word::Word;
 
 /// Column panels of a block with some rows, where packing B is much of the work: longer runs of each of its rows.
 const COL_PANELS: usize = 32;
-/// Most floats of A that are packed before any block, for all of them: 32 MiB, half of what a forward may take beside its
-/// operands. x of 1024, 4096 is 18 MiB. Packed again for each block it took 6 % of a forward of 1024, 4096, 11008.
+/// Most floats of A that are packed before any block, for all of them: 32 MiB, half of what a forward on 8 threads may take
+/// beside its operands. x of 1024, 4096 is 18 MiB. Packed again for each block it took 6 % of a forward of 1024, 4096, 11008.
 const MOST_AHEAD: usize = 8 << 20;
 /// The fewest. To start threads for it takes 18 us, about as long as one thread packs so many: a forward of 32, 64, 128 took
 /// 45 us with it and 27 without (two cores of a Zen 5).
 const LEAST_AHEAD: usize = 1 << 16;
 /// How many times as wide blocks are where each packs its rows of A itself: two Zen 5 cores take 3 to 6 % less for dX and dWf
-/// of 2048, 4096, 8192 in f32, and no less with four times. Their accumulators are 4.4 MB.
+/// of 2048, 4096, 8192 in f32, and no less with four times. Their accumulators, of each thread, are 4.4 MB.
 const WIDER: usize = 2;
 
 /// What blocks depend on of the kernel that multiplies them.
@@ -107,7 +107,7 @@ impl Tiling {
 
     /// Words of whole groups for `len` elements along k.
     pub(crate) fn all_words(&self, len: usize) -> usize {
-        len.div_ceil(self.group) * self.group * self.kc / self.depth
+        len.div_ceil(self.group) * (self.group * self.kc / self.depth)
     }
 }
 

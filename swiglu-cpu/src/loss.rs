@@ -24,20 +24,22 @@ impl<T: Element> Pass for Loss<'_, T> {
         let scale = 1.0 / batch.max(1) as f32;
         let results = MatMut::from_slice(floats, Layout::dense(batch, 2)?)?;
         let operands: Block<'_, T> = (logits, labels, results, dlogits);
-        for_row_blocks(operands, logits.cols(), &|(logits, labels, mut results, mut dlogits): Block<
-            '_,
-            T,
-        >| {
-            for row in 0..logits.rows() {
-                let label =
-                    labels.row(row).and_then(|labels| labels.first()).map_or(0, |&label| label as usize);
-                let gradient = dlogits.as_mut().and_then(|dlogits| dlogits.row_mut(row));
-                let (loss, hit) = loss_of_row(logits, row, label, scale, gradient);
-                if let Some(result) = results.row_mut(row) {
-                    result.copy_from_slice(&[loss, f32::from(u8::from(hit))]);
+        // Rows without classes have a result too.
+        for_row_blocks(
+            operands,
+            logits.cols().max(1),
+            &|(logits, labels, mut results, mut dlogits): Block<'_, T>| {
+                for row in 0..logits.rows() {
+                    let label =
+                        labels.row(row).and_then(|labels| labels.first()).map_or(0, |&label| label as usize);
+                    let gradient = dlogits.as_mut().and_then(|dlogits| dlogits.row_mut(row));
+                    let (loss, hit) = loss_of_row(logits, row, label, scale, gradient);
+                    if let Some(result) = results.row_mut(row) {
+                        result.copy_from_slice(&[loss, f32::from(u8::from(hit))]);
+                    }
                 }
-            }
-        });
+            },
+        );
         // In row order, so that the bits do not depend on the threads.
         let (mut total, mut hits) = (0.0f32, 0u32);
         for result in floats.chunks_exact(2) {
@@ -84,5 +86,6 @@ fn loss_of_row<T: Element>(
         }
     }
     let own = values.clone().nth(label).unwrap_or(f32::NAN);
-    (libm::logf(sum) - (own - max), best == label)
+    // Where a logit is NaN none is the largest.
+    (libm::logf(sum) - (own - max), best == label && !sum.is_nan())
 }

@@ -150,30 +150,39 @@ fn sums(dbias: Option<GradientKind>) -> &'static str {
 }
 
 fn composed(problem: &Problem) -> Plan {
-    let Dims { batch, hidden, .. } = problem.dims;
-    let launches = match problem.pass {
+    let Dims { batch, in_features, hidden } = problem.dims;
+    let projections = || ["sgemm gate".to_owned(), "sgemm up".to_owned()];
+    let bias = || problem.bias.then(|| "bias".to_owned());
+    let mut launches = Vec::new();
+    // Copies of x and of the weights, and pre-activations; then z or dz, and what the gradients need.
+    let mut floats = batch * in_features + 2 * in_features * hidden + 2 * batch * hidden + batch * hidden;
+    match problem.pass {
         Pass::Forward { .. } => {
-            vec!["sgemm gate".to_owned(), "sgemm up".to_owned(), format!("gate {}", problem.gate)]
+            launches.extend(projections());
+            launches.extend(bias());
+            launches.push(format!("gate {}", problem.gate));
         }
-        Pass::Backward { saved, dx, dwf, .. } => {
-            let mut launches = Vec::new();
-            if !saved {
-                launches.extend(["sgemm gate".to_owned(), "sgemm up".to_owned()]);
-            }
-            if problem.upstream != UpstreamKind::Dz {
+        Pass::Backward { saved, dx, dwf, dbias } => {
+            if let UpstreamKind::Projected { out_features, .. } = problem.upstream {
                 launches.push("sgemm dz".to_owned());
+                floats += (batch + hidden) * out_features;
             }
-            launches.push(format!("gate gradient of {}", problem.gate));
+            if !saved {
+                launches.extend(projections());
+                launches.extend(bias());
+            }
+            launches.push(format!("gate gradient of {}{}", problem.gate, sums(dbias)));
+            floats += 2 * hidden;
             if dx.is_some() {
                 launches.extend(["sgemm dx gate".to_owned(), "sgemm dx up".to_owned()]);
+                floats += batch * in_features;
             }
             if dwf.is_some() {
                 launches.extend(["sgemm dwf gate".to_owned(), "sgemm dwf up".to_owned()]);
+                floats += in_features * hidden;
             }
-            launches
         }
-    };
-    let pre = 2 * batch * hidden;
+    }
     Plan::new("cpu matrixmultiply", launches, 0)
-        .note(format!("allocates {pre} floats of pre-activations on each call"))
+        .note(format!("allocates up to {floats} floats on each call, copies of the operands among them"))
 }

@@ -12,15 +12,15 @@ const STRIP: usize = 256;
 /// Splits a parallel pass until a part has at most this many elements: 64 KiB of f32, some microseconds of work.
 const GRAIN: usize = 1 << 14;
 
-/// Splits several matrices of equal row count into blocks of rows.
+/// Splits several matrices of equal row count into blocks of rows. Rows without elements are nothing to work on.
 pub(crate) fn for_row_blocks<S: RowSplit>(operands: S, elements_per_row: usize, work: &(impl Fn(S) + Sync)) {
     let rows = operands.rows();
-    let grain = (GRAIN / elements_per_row.max(1)).max(1);
-    if rows <= grain {
-        if rows > 0 {
-            work(operands);
-        }
+    if rows == 0 || elements_per_row == 0 {
         return;
+    }
+    let grain = (GRAIN / elements_per_row).max(1);
+    if rows <= grain {
+        return work(operands);
     }
     let (upper, lower) = operands.split((rows / 2).next_multiple_of(grain).min(rows - 1));
     rayon::join(

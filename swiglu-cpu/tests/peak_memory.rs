@@ -1,4 +1,4 @@
-//! What a forward takes beside its operands: at most 64 MiB at once, by an allocator that keeps count.
+//! What a forward takes beside its operands: at most 64 MiB at once on up to 8 threads, by an allocator that keeps count.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
