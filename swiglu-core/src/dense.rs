@@ -282,7 +282,8 @@ pub trait Dense<T: Element>: Backend {
         self.run_gather_rows(Checked::new(GatherRows { from, rows, to }))
     }
 
-    /// The mean cross-entropy of `softmax(logits)` against `labels [B, 1]`. The loss stays on the device.
+    /// The mean cross-entropy of `softmax(logits)` against `labels [B, 1]`. The loss stays on the device. A row with a NaN, or
+    /// whose largest logit is infinite, makes it NaN and is never correct.
     ///
     /// # Errors
     /// See [`Dense`]. A label past the last class is [`Error::Label`] where the backend can look at it, otherwise it

@@ -62,7 +62,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) swiglu_kernel(const __g
     if (lane == 0) {
         float own = label < p.classes ? E::widen(logits[label]) : __int_as_float(0x7fc00000);
         p.row_loss[row] = logf(sum) - (own - max);
-        p.row_correct[row] = best == label;
+        // Where a logit is NaN none is the largest, and so is the sum.
+        p.row_correct[row] = best == label && sum == sum;
     }
 }
 

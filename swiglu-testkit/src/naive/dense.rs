@@ -118,7 +118,7 @@ impl<T: Element> Dense<T> for Naive {
             let sum: f32 = row.iter().map(|logit| (logit - maximum).exp()).sum();
             let shift = if self.is(Bug::LossForgetsMaximum) { 0.0 } else { maximum };
             total += sum.ln() + shift - row[label];
-            hits += u32::from(first == label);
+            hits += u32::from(first == label && !sum.is_nan());
             for (j, logit) in row.iter().enumerate() {
                 let one = if j == label { 1.0 } else { 0.0 };
                 let value = (logit - maximum).exp() / sum - one;

@@ -103,7 +103,26 @@ pub(super) fn cross_entropy<T: Value, B: Dense<T>>(
             }
         }
     }
-    bad_label::<T, B>(bench)
+    bad_label::<T, B>(bench)?;
+    not_a_number::<T, B>(bench)
+}
+
+/// Rows with a NaN have no largest logit: a model that diverged gets nothing right.
+fn not_a_number<T: Value, B: Dense<T>>(bench: &Bench<'_, B>) -> Result<(), Failure> {
+    let backend = bench.backend;
+    let nan = f32::NAN;
+    let rows = ndarray::array![[nan, nan, nan], [1.0, nan, 0.5], [nan, 2.0, 1.0], [3.0, 1.0, 2.0]];
+    let logits = Guarded::new(backend, "logits", &rows.mapv(T::from_f32), 0)?;
+    // The largest of those that compare, everywhere.
+    let labels = Guarded::new(backend, "labels", &ndarray::array![[0u32], [0], [1], [0]], 0)?;
+    let mut loss = Guarded::<f32, _>::unwritten(backend, "loss", (1, 1), 0)?;
+    let mut correct = Guarded::<u32, _>::unwritten(backend, "correct", (1, 1), 0)?;
+    let targets = LossTargets { loss: loss.view_mut(), correct: Some(correct.view_mut()), dlogits: None };
+    backend.cross_entropy(logits.view(), labels.view(), targets)?;
+    let (loss, hits) = (loss.read(backend)?[[0, 0]].to_f32(), correct.read(backend)?[[0, 0]]);
+    ensure(loss.is_nan() && hits == 1, || {
+        format!("rows with a NaN gave a loss of {loss} and {hits} hits for 1")
+    })
 }
 
 /// A label past the last class is an error that names it, or the loss is NaN.
