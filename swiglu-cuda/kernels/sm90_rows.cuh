@@ -34,7 +34,7 @@ struct RowBlock {
           columns(upto(p.n - column0, width)),
           lane(lane) {}
 
-    // Into L2: what C is added to, long before it is.
+    // Into L2: what C is added to, before it is.
     __device__ __forceinline__ void fetch() const {
         constexpr u32 kLine = 128 / sizeof(Out::Bits);
         u32 row = lane % kStagedRows;

@@ -129,7 +129,12 @@ impl RealignJob {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RealignParams {
-    pub(crate) jobs: [RealignJob; 4],
+    pub(crate) jobs: [RealignJob; Self::JOBS],
+}
+
+impl RealignParams {
+    /// Both operands of two products.
+    pub(crate) const JOBS: usize = 4;
 }
 
 /// Twin of `GatherParams`.

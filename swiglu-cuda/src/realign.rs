@@ -14,6 +14,11 @@ pub(crate) const ROW_BYTES: usize = 16;
 /// Elements of a row of TF32 are a multiple of this: 128 bytes, a line of L2, which 16 lanes then write whole.
 const ROUNDED_ROW: usize = 32;
 
+/// Operands by name, as plans list them.
+pub(crate) const X: &str = "x";
+pub(crate) const GATE_WEIGHTS: &str = "gate weights";
+pub(crate) const UP_WEIGHTS: &str = "up weights";
+
 /// Elements of a row that is a whole number of [`ROW_BYTES`].
 pub(crate) fn padded(cols: usize, dtype: Dtype) -> usize {
     cols.next_multiple_of(ROW_BYTES / dtype.bytes())
@@ -122,6 +127,7 @@ pub(crate) fn fill<const N: usize>(
     rooms: [Option<Room>; N],
     from: [Operand; N],
 ) -> Result<[Operand; N]> {
+    const { assert!(N <= RealignParams::JOBS, "each has a job in a launch") };
     for (i, room) in rooms.iter().enumerate() {
         let Some(kernel) = room.map(|room| room.kernel()) else { continue };
         let is_alike = |room: &Room| room.kernel() == kernel;
@@ -136,7 +142,7 @@ pub(crate) fn fill<const N: usize>(
 
 /// Copies matrices into rooms that one kernel fills.
 fn launch(call: &Call<'_>, kernel: Kernel, rooms: impl Iterator<Item = (Room, Operand)>) -> Result<()> {
-    let mut params = RealignParams { jobs: [RealignJob::NONE; 4] };
+    let mut params = RealignParams { jobs: [RealignJob::NONE; RealignParams::JOBS] };
     let mut grid = Grid { blocks: 0, depth: 1, threads: 0 };
     for (job, (room, from)) in params.jobs.iter_mut().zip(rooms) {
         let own = kernel.grid(room.rows as u64, room.cols as u64, call.facts());
@@ -158,10 +164,6 @@ pub(crate) fn launches(rooms: impl Iterator<Item = (Room, &'static str)>) -> Vec
     }
     launches.iter().map(|(room, names)| format!("{}: {names}, {}", room.kernel(), room.what())).collect()
 }
-
-pub(crate) const X: &str = "x";
-pub(crate) const GATE_WEIGHTS: &str = "gate weights";
-pub(crate) const UP_WEIGHTS: &str = "up weights";
 
 /// A matrix of f32 that a product reads.
 pub(crate) type Named = (&'static str, (usize, usize));
