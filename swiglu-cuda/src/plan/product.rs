@@ -18,18 +18,19 @@ const SPLIT_RATE: f64 = 120e12;
 const SIMT_RATE: f64 = 40e12;
 /// The ends of a tile of f32 in parts take as long as this many of k: 107 TFLOP/s at 1024, 784, 2048.
 const SPLIT_ENDS: f64 = 96.0;
-/// Seconds for an element of an operand, of which splitting reads 4 bytes and writes 6; and for the start of three passes.
+/// Seconds for an element of an operand, of which splitting reads 4 bytes and writes 6; and what it has to save besides: with that
+/// the choice is the faster one, within 2 %, at 14 shapes from 512, 784, 512 to 4096, 128, 4096 in both orientations.
 const SPLIT_ELEMENT: f64 = 3.5e-12;
-const SPLIT_PASSES: f64 = 12e-6;
+const SPLIT_SAVES: f64 = 12e-6;
 /// What TF32 of `sm90`, once its operands are rounded, and of `mma` do in a second, where tiles fill an H100: 380 to 386 and
 /// 157 TFLOP/s in forwards of 4096, 4096, 11008 and 8192, 4096, 14336.
 const ROUNDED_RATE: f64 = 385e12;
 const MMA_TF32_RATE: f64 = 160e12;
-/// Seconds for an element of an operand, of which rounding reads 4 bytes and writes 4, at 2.8 TB/s; and for the start of
-/// three passes and of a product whose tiles are large: 0.047 ms and 0.044 by `mma` at 1024, 784, 2048, and 0.069 and 0.084
-/// at 2048, 784, 2048.
+/// Seconds for an element of an operand, of which rounding reads 4 bytes and writes 4, at 2.8 TB/s; and for the start of a
+/// launch: of two, where one operand is transposed, and of one. At 2048, 512, 1024 27.6 and 23.4 us, and 28.7 and 28.2 by `mma`;
+/// at 1024, 784, 2048 42.0 and 39.2, and 41.6 and 41.0; at 2048, 256, 1024 22.2 and 19.1, and 18.9 and 18.5.
 const ROUND_ELEMENT: f64 = 2.9e-12;
-const ROUND_PASSES: f64 = 16e-6;
+const ROUND_LAUNCH: f64 = 5.3e-6;
 /// From so many bytes of operands on they are copied by pairs of blocks: L2 supplies 32 bytes a clock to each multiprocessor
 /// that way and 48 without, of which it ran short: 720 and 609 TFLOP/s in a forward of 8192, 4096, 14336, and dWf of 2048,
 /// 4096, 11008, which has 62 MB, took 0.471 ms and 0.552. Blocks by themselves start sooner: 394 TFLOP/s and 370 in a forward
@@ -263,7 +264,7 @@ impl Planner<'_> {
         let (area, elements, filled) = self.work(wanted, hopper);
         let k = wanted.k as f64;
         let split =
-            2.0 * area * (k + SPLIT_ENDS) * filled / SPLIT_RATE + elements * SPLIT_ELEMENT + SPLIT_PASSES;
+            2.0 * area * (k + SPLIT_ENDS) * filled / SPLIT_RATE + elements * SPLIT_ELEMENT + SPLIT_SAVES;
         split < 2.0 * area * k / SIMT_RATE
     }
 
@@ -295,7 +296,9 @@ impl Planner<'_> {
     fn pays_to_round(&self, wanted: &Wanted, hopper: &Gemm) -> bool {
         let (area, elements, filled) = self.work(wanted, hopper);
         let k = wanted.k as f64;
-        let rounded = 2.0 * area * k * filled / ROUNDED_RATE + elements * ROUND_ELEMENT + ROUND_PASSES;
+        let launches = if wanted.a_trans == wanted.b_trans { 2.0 } else { 1.0 };
+        let passes = elements * ROUND_ELEMENT + launches * ROUND_LAUNCH;
+        let rounded = 2.0 * area * k * filled / ROUNDED_RATE + passes;
         rounded < 2.0 * area * k / MMA_TF32_RATE
     }
 
